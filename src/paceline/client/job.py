@@ -1,0 +1,153 @@
+"""A job, seen from the client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.client.events import ENDED, Event, follow
+from paceline.client.result import Result
+from paceline.digest import model_digest
+from paceline.errors import Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
+from paceline.plan import Plan
+from paceline.spec import TrainOptions
+from paceline.transfer import raise_for
+
+if TYPE_CHECKING:
+    from paceline.client.client import Client
+
+
+class Job:
+    """A handle: it holds no state of its own, so that any process with the id and a token has the same."""
+
+    def __init__(self, client: Client, job_id: str, template: Any = None) -> None:
+        self._client = client
+        self._template = template
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    def info(self) -> dict[str, Any]:
+        """The job as the master's API shows it."""
+        return dict(self._client.get(f"/jobs/{self.id}"))
+
+    @property
+    def state(self) -> str:
+        """QUEUED, STARTING, RUNNING, RECOVERING, WAITING, SUCCEEDED, FAILED or CANCELLED."""
+        return str(self.info()["state"])
+
+    @property
+    def plan(self) -> Plan:
+        """The master's present decision; waits until there is one."""
+        for _ in follow(self._client.http, self.id):
+            plan = self.info()["plan"]
+            if plan is not None:
+                return Plan.model_validate(plan)
+        self._raise_failure(self.info())
+        raise WaitTimeout(f"job {self.id} ended before it was planned.")
+
+    def events(self) -> Iterator[Event]:
+        """All that happened and happens to the job, until it ends."""
+        return follow(self._client.http, self.id)
+
+    def watch(self) -> None:
+        """Show a progress bar and the evaluations until the job ends. Raises nothing for a failed job; result() does."""
+        from paceline.client.progress import show
+
+        show(self.events(), self.options())
+
+    def options(self) -> TrainOptions:
+        """The plain part of the job's spec."""
+        return TrainOptions.model_validate(self._client.get(f"/jobs/{self.id}/options"))
+
+    def logs(self) -> str:
+        """What the workers have printed so far, each line behind `[attempt.rank]`."""
+        return "".join(text for text in self._log_pages())
+
+    def follow_logs(self) -> Iterator[str]:
+        """The log in pieces as it grows, until the job ends."""
+        offset = 0
+        while True:
+            ended = self.state in ENDED
+            for text in (pages := self._log_pages(offset)):
+                yield text
+                offset += len(text.encode())
+            pages.close()
+            if ended:
+                return
+            time.sleep(0.5)
+
+    def _log_pages(self, offset: int = 0) -> Any:
+        while True:
+            page = self._client.get(f"/jobs/{self.id}/logs", offset=offset)
+            if not page["text"]:
+                return
+            offset = page["next_offset"]
+            yield page["text"]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The live workers: `rank, node, pid, share, last_step` of each."""
+        return list(self._client.get(f"/jobs/{self.id}/workers"))
+
+    def ledger(self) -> list[dict[str, int]]:
+        """Per epoch: samples `expected`, `committed`, and committed `twice`."""
+        return list(self._client.get(f"/jobs/{self.id}/ledger"))
+
+    def cancel(self) -> None:
+        """End the job without a model; a job that has ended stays as it is."""
+        self._client.post(f"/jobs/{self.id}/cancel")
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Wait until the job ends; return its state. timeout: seconds. Raises WaitTimeout; the job goes on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for event in follow(self._client.http, self.id, deadline):
+            if event.ends_job:
+                return str(event.data["state"])
+        raise WaitTimeout(
+            f"job {self.id} is {self.state} after {timeout} s.", "Wait longer, or reconnect with client.job(id)."
+        )
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the model, fetch it, check its digest, acknowledge it. timeout: seconds for the training.
+
+        Raises the job's own error where it failed, JobCancelled, WaitTimeout, Expired, Corrupt.
+        """
+        if self.wait(timeout) != "SUCCEEDED":
+            self._raise_failure(self.info())
+        found = self._client.get(f"/jobs/{self.id}/result")
+        path = self._client.models / f"{self.id}.safetensors"
+        self.fetch(path, found)
+        return Result(
+            path=path,
+            plan=Plan.model_validate(found["plan"]),
+            _template=self._template,
+            **{
+                name: found[name]
+                for name in (
+                    "job_id", "digest", "step", "history", "stop_reason", "reproducible", "irreproducible_because",
+                    "hardware_class", "versions", "ledger", "train_seconds",
+                )
+            },
+        )  # fmt: skip
+
+    def fetch(self, path: Path, found: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the model to `path`, checked, and acknowledge the delivery; return the result's description."""
+        found = found or self._client.get(f"/jobs/{self.id}/result")
+        self._client.blobs.download(found["blob"], path)
+        digest = model_digest(path)
+        if digest != found["digest"]:
+            path.unlink()
+            raise Corrupt(f"the model has the digest {digest}, not {found['digest']}.", "Fetch it again.")
+        raise_for(self._client.http.post(f"/api/v1/jobs/{self.id}/delivered", params={"digest": digest}))
+        return found
+
+    def _raise_failure(self, info: dict[str, Any]) -> None:
+        if info["state"] == "CANCELLED":
+            raise JobCancelled(f"job {self.id} was cancelled.", "Submit it again.")
+        if info["error"]:
+            raise from_json(info["error"])
+        if info["state"] in ("FAILED",):
+            raise PacelineError(f"job {self.id} failed.", "See `paceline logs`.")

@@ -1,0 +1,45 @@
+"""The address and token that `paceline login` keeps for this user."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from paceline.errors import MasterUnreachable
+
+
+class Login(BaseModel):
+    """ca: the certificate to trust, where the master's is not signed by a public authority."""
+
+    url: str
+    token: str
+    ca: str | None = None
+
+
+def path() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "paceline" / "login.json"
+
+
+def save(login: Login) -> Path:
+    """Keep it, readable by this user only."""
+    where = path()
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.unlink(missing_ok=True)
+    with open(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(login.model_dump_json())
+    return where
+
+
+def load() -> Login:
+    """PACELINE_URL and PACELINE_TOKEN where both are set, else what `paceline login` kept. Raises MasterUnreachable."""
+    url, token = os.environ.get("PACELINE_URL"), os.environ.get("PACELINE_TOKEN")
+    if url and token:
+        return Login(url=url, token=token, ca=os.environ.get("PACELINE_CA"))
+    if not path().exists():
+        raise MasterUnreachable(
+            "no master is known.", "Run `paceline login URL --token …`, pass url and token, or use Client(local=True)."
+        )
+    return Login.model_validate(json.loads(path().read_text()))

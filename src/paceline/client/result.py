@@ -1,0 +1,63 @@
+"""A trained model in the user's hands."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import ModelUnknown
+from paceline.plan import Plan
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job delivered, checked against its digest.
+
+    path: the model as safetensors. history: one dict per evaluation, with `step`, `epoch`, `samples`, `loss` and the
+    validation values. reproducible: whether another cluster of this hardware class would give the same digest;
+    irreproducible_because says why not. ledger: per epoch, samples `expected`, `committed` and committed `twice`.
+    """
+
+    job_id: str
+    path: Path
+    digest: str
+    step: int
+    history: list[dict[str, float]]
+    stop_reason: str
+    reproducible: bool
+    irreproducible_because: str | None
+    hardware_class: str
+    plan: Plan
+    versions: dict[str, str | None]
+    ledger: list[dict[str, int]]
+    train_seconds: float
+    _template: Any = field(default=None, repr=False)
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> tensor, on the CPU."""
+        from safetensors.torch import load_file
+
+        tensors: dict[str, Any] = load_file(self.path)
+        return tensors
+
+    def load_into(self, module: Any) -> Any:
+        """Load the trained state into a module of the same shape, and return it."""
+        module.load_state_dict(self.state_dict)
+        return module
+
+    @property
+    def model(self) -> Any:
+        """The trained module: a copy of the one submitted, or a new one from its builder.
+
+        Raises ModelUnknown in a process that did not submit it.
+        """
+        if self._template is None:
+            raise ModelUnknown(
+                f"this process did not submit {self.job_id}, so it does not know the module.",
+                "Use result.load_into(module), or result.state_dict.",
+            )
+        is_module = hasattr(self._template, "state_dict") and not isinstance(self._template, type)
+        return self.load_into(copy.deepcopy(self._template) if is_module else self._template())

@@ -1,0 +1,56 @@
+"""The digest of a model: sha256 over its tensors in name order, read from safetensors bytes.
+
+Each tensor enters as its name, dtype and shape (JSON, one line) and then its raw little-endian bytes. The file's own
+layout does not matter, so any process can check it, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import Corrupt
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(path: Path) -> str:
+    """`"sha256:…"` of the tensors in a safetensors file. Raises Corrupt where the file is not one."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        header, data_start = _read_header(file, path.stat().st_size)
+        for name in sorted(header):
+            entry = header[name]
+            total.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode() + b"\n")
+            start, end = entry["data_offsets"]
+            file.seek(data_start + start)
+            remaining = end - start
+            while remaining:
+                chunk = file.read(min(remaining, 1 << 20))
+                if not chunk:
+                    raise Corrupt(f"{path.name} ends inside tensor {name!r}.", "Fetch the file again.")
+                total.update(chunk)
+                remaining -= len(chunk)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _read_header(file: Any, size: int) -> tuple[dict[str, Any], int]:
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+        raise Corrupt("the file is not safetensors: its header length is impossible.", "Fetch the file again.")
+    try:
+        header = json.loads(file.read(length))
+    except ValueError as broken:
+        raise Corrupt(f"the file is not safetensors: {broken}.", "Fetch the file again.") from None
+    header.pop("__metadata__", None)
+    return header, 8 + length

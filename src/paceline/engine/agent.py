@@ -1,0 +1,253 @@
+"""The agent: one process a node. Starts, watches and ends workers at the master's word; never runs user code.
+
+It dials the master and keeps one WebSocket to it. When that breaks, its workers' attempts are over: it ends them and
+dials again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from paceline.engine import facts
+from paceline.engine.protocol import AgentArgs
+from paceline.engine.warm import WarmWorkers
+from paceline.errors import PacelineError, Unauthorized, from_json
+from paceline.messages import (
+    MAX_MESSAGE_BYTES,
+    AgentHello,
+    Load,
+    LogLines,
+    Message,
+    Refused,
+    StartWorker,
+    StopWorkers,
+    ToAgent,
+    Welcome,
+    WorkerExited,
+    WorkerStarted,
+    to_agent,
+)
+from paceline.training.channel import WorkerEnv
+from paceline.versions import here
+
+LOAD_EVERY_S = 2.0
+LOG_EVERY_S = 0.3
+REDIAL_AFTER_S = 1.0
+TAIL_BYTES = 4000
+LOG_CHUNK_BYTES = 64 * 1024
+
+log = structlog.get_logger("agent")
+
+
+class RunningWorker:
+    """One worker process of this node, and how far its log was sent."""
+
+    def __init__(self, order: StartWorker, folder: Path) -> None:
+        self.order = order
+        self.folder = folder
+        self.log = folder / "log"
+        self.sent = 0
+
+    def unsent(self) -> str:
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(self.sent)
+            data = file.read(LOG_CHUNK_BYTES)
+        self.sent += len(data)
+        return data.decode(errors="replace")
+
+    def tail(self) -> str:
+        return self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if self.log.exists() else ""
+
+
+class Agent:
+    def __init__(self, args: AgentArgs) -> None:
+        self._url, self._token, self._ca, self._blobs = args.master_url, args.token, args.ca, args.blobs
+        self._name = args.name or socket.gethostname()
+        self._folder = args.folder / "nodes" / f"{self._name}-{uuid.uuid4().hex[:8]}"
+        self._cores = args.cores or facts.cores()
+        self._address = facts.address_towards(args.master_url)
+        self._workers: dict[str, RunningWorker] = {}
+        self._warm = WarmWorkers(self._started, self._exited)
+        self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises the master's refusal, which dialling again would not change."""
+        self._folder.mkdir(parents=True)
+        warming = asyncio.create_task(self._warm.run())
+        try:
+            while True:
+                with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
+                    await self._serve_once()
+                self._end_workers(lambda _: True)
+                self._outgoing = asyncio.Queue()
+                await asyncio.sleep(REDIAL_AFTER_S)
+                log.info("redialling", master=self._url)
+        finally:
+            self._warm.close()
+            warming.cancel()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _serve_once(self) -> None:
+        url = f"{self._url.replace('http', 'ws', 1)}/api/v1/channels/agent"
+        tls: dict[str, Any] = {"ssl": ssl.create_default_context(cafile=self._ca)} if url.startswith("wss") else {}
+        headers = {"Authorization": f"Bearer {self._token}"}
+        try:
+            channel = await connect(
+                url, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None, **tls
+            )
+        except InvalidStatus as refused:
+            if refused.response.status_code in (401, 403):
+                raise Unauthorized(
+                    f"the master at {self._url} does not accept this token.", "Use the join line that it printed."
+                ) from refused
+            raise ConnectionError from refused
+        async with channel:
+            await channel.send(self._hello().model_dump_json())
+            tasks = [asyncio.create_task(work(channel)) for work in (self._send, self._report_load, self._send_logs)]
+            try:
+                async for text in channel:
+                    self._handle(to_agent.validate_json(text))
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    def _hello(self) -> AgentHello:
+        return AgentHello(
+            name=self._name,
+            is_master=self._blobs is not None,
+            address=self._address,
+            hardware_class=facts.hardware_class(),
+            cores=self._cores,
+            memory=psutil.virtual_memory().total,
+            devices=facts.devices(),
+            versions=here(),
+        )
+
+    def _handle(self, order: ToAgent) -> None:
+        match order:
+            case Welcome():
+                log.info("joined", master=self._url, node=order.node_id)
+            case Refused():
+                raise from_json(order.error)
+            case StartWorker():
+                self._start(order)
+            case StopWorkers():
+                self._end_workers(lambda o: (o.job_id, o.attempt) == (order.job_id, order.attempt))
+
+    def _start(self, order: StartWorker) -> None:
+        key = f"{order.job_id}.{order.attempt}.{order.rank}"
+        folder = self._folder / "workers" / key
+        folder.mkdir(parents=True)
+        self._workers[key] = RunningWorker(order, folder)
+        env = WorkerEnv(
+            master_url=self._url,
+            job_id=order.job_id,
+            attempt=order.attempt,
+            rank=order.rank,
+            secret=order.secret,
+            threads=order.threads,
+            device=order.device,
+            address=self._address,
+            cache=str(self._folder / "cache"),
+            shared=[str(self._blobs)] if self._blobs else [],
+            scratch=str(folder),
+            log=str(folder / "log"),
+            ca=str(self._ca) if self._ca else None,
+        )
+        self._warm.start(key, env.model_dump())
+
+    def _end_workers(self, which: Any) -> None:
+        for key, worker in self._workers.items():
+            if which(worker.order):
+                self._warm.kill(key)
+
+    def _started(self, key: str, pid: int) -> None:
+        order = self._workers[key].order
+        self._outgoing.put_nowait(
+            WorkerStarted(job_id=order.job_id, attempt=order.attempt, rank=order.rank, pid=pid)
+        )
+
+    def _exited(self, key: str, status: int) -> None:
+        worker = self._workers.pop(key)
+        order = worker.order
+        self._queue_log(worker)
+        self._outgoing.put_nowait(
+            WorkerExited(
+                job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail()
+            )
+        )
+        shutil.rmtree(worker.folder, ignore_errors=True)
+
+    def _queue_log(self, worker: RunningWorker) -> None:
+        order = worker.order
+        while text := worker.unsent():
+            self._outgoing.put_nowait(
+                LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text)
+            )
+
+    async def _send(self, channel: ClientConnection) -> None:
+        while True:
+            message = await self._outgoing.get()
+            await channel.send(message.model_dump_json())
+
+    async def _report_load(self, channel: ClientConnection) -> None:
+        while True:
+            memory = psutil.virtual_memory().available
+            await channel.send(Load(available_memory=memory, load=psutil.getloadavg()[0]).model_dump_json())
+            await asyncio.sleep(LOAD_EVERY_S)
+
+    async def _send_logs(self, _channel: ClientConnection) -> None:
+        while True:
+            await asyncio.sleep(LOG_EVERY_S)
+            for worker in self._workers.values():
+                self._queue_log(worker)
+
+
+async def run_agent(args: AgentArgs, parent: asyncio.StreamReader | None = None) -> None:
+    """Run until a signal, or until `parent` ends. Raises PacelineError where the master refuses this node."""
+    running = asyncio.create_task(Agent(args).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    if parent is not None:
+        watching = asyncio.create_task(parent.read())
+        watching.add_done_callback(lambda _: running.cancel())
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def _serve_parent() -> None:
+    parent = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
+    await run_agent(AgentArgs.model_validate_json(await parent.readline()), parent)
+
+
+def main() -> int:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        asyncio.run(_serve_parent())
+    except PacelineError as error:
+        print(f"paceline agent: {error}", file=sys.stderr)  # noqa: T201 - its last word
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

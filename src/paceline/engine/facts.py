@@ -1,0 +1,66 @@
+"""What an agent knows of its node, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from paceline.plan import Device
+
+CPU_FIELDS = ("model name", "flags", "Features", "CPU part", "cache size")
+
+
+def hardware_class() -> str:
+    """Nodes with the same text compute the same bits: CPU model, instruction set and caches, GPUs, torch build."""
+    accelerators = "+".join(sorted({device.name for device in devices()}))
+    return "/".join(filter(None, (_cpu(), accelerators, f"torch-{metadata.version('torch')}")))
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return f"{platform.machine()}-{platform.processor()}"
+    first = cpuinfo.read_text().split("\n\n")[0]
+    fields = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    found = {key.strip(): value.strip() for key, value in fields.items() if key.strip() in CPU_FIELDS}
+    short = hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:8]
+    return f"{found.get('model name', platform.machine())}-{short}".replace(" ", "-")
+
+
+def devices() -> tuple[Device, ...]:
+    """The accelerators, as the driver's own tool lists them."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return (Device(kind="mps", name="Apple"),)
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603 - fixed arguments
+    rows = [line.split(", ") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
+    return tuple(
+        Device(kind="cuda", index=int(index), name=name.replace(" ", "-"), memory=int(mib) * 2**20)
+        for index, name, mib in rows
+    )
+
+
+def address_towards(master_url: str) -> str:
+    """This machine's address on the interface by which it reaches the master."""
+    parts = urlsplit(master_url)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname or "127.0.0.1", parts.port or 443))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+
+

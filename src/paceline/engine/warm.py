@@ -1,0 +1,74 @@
+"""The agent's side of its fork server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MAX_LINE_BYTES = 1 << 20
+
+
+class WarmWorkers:
+    """Starts and kills workers by key. `on_started(key, pid)` and `on_exited(key, status)` are called in the loop."""
+
+    def __init__(self, on_started: Callable[[str, int], None], on_exited: Callable[[str, int], None]) -> None:
+        self._on_started = on_started
+        self._on_exited = on_exited
+        self._process: asyncio.subprocess.Process | None = None
+        self._alive: set[str] = set()
+        self._queued: list[dict[str, Any]] = []  # asked for before the first server ran
+
+    async def run(self) -> None:
+        """Keep a fork server alive; if it dies, its workers are lost and a new one takes its place."""
+        while True:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "paceline.engine.forkserver",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for line in self._queued:
+                self._write(line)
+            self._queued.clear()
+            assert self._process.stdout is not None
+            async for answer in self._process.stdout:
+                self._handle(json.loads(answer))
+            await self._process.wait()
+            for key in list(self._alive):
+                self._exited(key, -9)
+
+    def start(self, key: str, env: dict[str, Any]) -> None:
+        self._alive.add(key)
+        self._write({"key": key, "env": env})
+
+    def kill(self, key: str) -> None:
+        if key in self._alive:
+            self._write({"kill": key})
+
+    def close(self) -> None:
+        """End of stdin: the server ends its workers and itself."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _write(self, request: dict[str, Any]) -> None:
+        if self._process is None or self._process.stdin is None:
+            self._queued.append(request)
+        else:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+
+    def _handle(self, answer: dict[str, Any]) -> None:
+        if "forked" in answer:
+            self._on_started(answer["forked"], answer["pid"])
+        elif "exited" in answer:
+            self._exited(answer["exited"], answer["status"])
+
+    def _exited(self, key: str, status: int) -> None:
+        self._alive.discard(key)
+        self._on_exited(key, status)

@@ -1,0 +1,150 @@
+"""Start a master: `python -m paceline.master SETTINGS_JSON`. Prints one JSON line when it serves.
+
+The order is for a fast start: the agents, which have torch to import, are on their way before the API is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from paceline.engine.protocol import AgentArgs, Engine
+from paceline.errors import FolderInUse, InvalidSpec, PacelineError
+from paceline.settings import MasterSettings
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Hold the folder for this process. Raises FolderInUse, with the other master's process id."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise FolderInUse(
+            f"a master (process {lock.read().strip() or 'unknown'}) already works in {folder}.",
+            "Use that one, stop it, or give another --folder.",
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def bind(settings: MasterSettings) -> socket.socket:
+    """Listen. Raises InvalidSpec for a public address without TLS, or one that can't be bound."""
+    if settings.host not in LOOPBACK and settings.tls_cert is None:
+        raise InvalidSpec(
+            f"--host {settings.host} would serve tokens and models in the clear.",
+            "Give --tls-cert and --tls-key, or bind 127.0.0.1 and use a tunnel.",
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise InvalidSpec(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}.", "Choose another --port."
+        ) from None
+    listener.listen(128)
+    return listener
+
+
+def tokens(folder: Path) -> dict[str, str]:
+    """The folder's client and node tokens, made at its first use; readable by its owner only."""
+    path = folder / "tokens.json"
+    if not path.exists():
+        made = {role: f"pl-{role}-{secrets.token_urlsafe(24)}" for role in ("client", "node")}
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            json.dump(made, file)
+    found: dict[str, str] = json.loads(path.read_text())
+    return found
+
+
+def engine_for(settings: MasterSettings) -> Engine:
+    if settings.engine == "ray":
+        from paceline.engine.ray import RayEngine
+
+        return RayEngine(settings.ray_address)
+    from paceline.engine.local import LocalEngine
+
+    return LocalEngine(agents=settings.agents, cores=settings.cores)
+
+
+def main() -> int:
+    settings = MasterSettings.model_validate_json(sys.argv[1])
+    try:
+        lock = lock_folder(settings.folder)
+        listener = bind(settings)
+    except PacelineError as error:
+        print(json.dumps({"error": error.to_json()}), flush=True)  # noqa: T201 - to whoever started us
+        return error.exit_code
+    url = f"{settings.scheme}://{settings.advertised_host}:{listener.getsockname()[1]}"
+    held = tokens(settings.folder)
+    args = AgentArgs(
+        master_url=url,
+        token=held["node"],
+        folder=settings.folder,
+        blobs=settings.folder / "blobs",
+        ca=settings.tls_ca,
+    )
+    engine = engine_for(settings)
+    engine.start(args)
+    try:
+        asyncio.run(_serve(settings, listener, url, held))
+    finally:
+        engine.close()
+        lock.close()
+    return 0
+
+
+async def _serve(settings: MasterSettings, listener: socket.socket, url: str, held: dict[str, str]) -> None:
+    import structlog
+    import uvicorn
+
+    from paceline.master.app import create_app, open_master
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    master = open_master(settings.folder)
+    for role, token in held.items():
+        master.store.add_token(token, role, time.time())
+    config = uvicorn.Config(
+        create_app(master),
+        log_level="warning",
+        access_log=False,
+        ws_max_size=16 * 2**20,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    print(json.dumps({"url": url, "token": held["client"], "node_token": held["node"]}), flush=True)  # noqa: T201
+    if settings.parent_pipe:
+        watching = asyncio.create_task(_parent_ends())
+        watching.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    await serving
+
+
+async def _parent_ends() -> None:
+    """Return when stdin does: whoever started this master is gone or wants it to end."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The application: settings in, FastAPI out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from paceline.errors import InvalidSpec, PacelineError
+from paceline.master import retention
+from paceline.master.artifacts import Blobs
+from paceline.master.cluster import Cluster
+from paceline.master.context import Master
+from paceline.master.controller import Controller
+from paceline.master.feed import Feed
+from paceline.master.routes import blobs, channels, cluster, jobs
+from paceline.master.store import Store
+from paceline.versions import here
+
+SWEEP_EVERY_S = 3600.0
+
+log = structlog.get_logger("master")
+
+
+def open_master(folder: Path) -> Master:
+    """Open the durable state in `folder`, creating it where there is none."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    store, nodes, feed = Store(f"sqlite:///{folder / 'paceline.db'}"), Cluster(), Feed()
+    return Master(
+        store=store,
+        blobs=Blobs(folder),
+        cluster=nodes,
+        feed=feed,
+        controller=Controller(store, nodes, feed, logs),
+        logs=logs,
+        versions=here(),
+    )
+
+
+def create_app(master: Master) -> FastAPI:
+    """The API under /api/v1; the controller runs as long as the application does."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        running = [asyncio.create_task(work) for work in (master.controller.run(), sweep_forever(master))]
+        for task in running:
+            task.add_done_callback(_tell_failure)
+        yield
+        for task in running:
+            task.cancel()
+        master.store.close()
+
+    app = FastAPI(title="Paceline", version=master.versions.paceline, lifespan=lifespan)
+    app.state.master = master
+    api = APIRouter(prefix="/api/v1")
+    for part in (jobs, blobs, cluster, channels):
+        api.include_router(part.router)
+    app.include_router(api)
+    app.add_exception_handler(PacelineError, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    return app
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("master_task_failed", exc_info=task.exception())
+
+
+async def _answer_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, PacelineError)
+    return JSONResponse(error.to_json(), status_code=error.http_status)
+
+
+async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    invalid = InvalidSpec(f"the request is not valid: {found}.", "See /docs for the API.")
+    return await _answer_error(request, invalid)
+
+
+async def sweep_forever(master: Master) -> None:
+    """Every hour, let go of what is kept no longer."""
+    while True:
+        await asyncio.to_thread(sweep, master, time.time())
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def sweep(master: Master, now: float) -> int:
+    """Forget expired models and delete blobs that no job needs; return the bytes freed."""
+    for row in retention.expired(master.store.jobs(), now):
+        master.store.forget_model(row.id)
+    return master.blobs.keep_only(retention.blobs_in_use(master.store.jobs(), now), before=now - retention.DAY_S)

@@ -1,0 +1,128 @@
+"""Who is here: the agents' nodes, and the workers that this master started on them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from paceline.errors import NotFound
+from paceline.messages import AgentHello, Load, Message, StartWorker, StopWorkers
+from paceline.plan import Node, Placement, Plan
+
+SendMessage = Callable[[Message], None]
+WorkerKey = tuple[str, int, int]  # job, attempt, rank
+
+
+@dataclass
+class NodeLink:
+    """A connected agent."""
+
+    id: str
+    hello: AgentHello
+    send: SendMessage
+    available_memory: int
+    load: float = 0.0
+
+
+@dataclass
+class WorkerLink:
+    """A worker that was started and has not been seen to end. `send` is there once it has connected."""
+
+    placement: Placement
+    threads: int
+    memory: int
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    send: SendMessage | None = None
+    pid: int | None = None
+    last_step: int = 0
+
+
+class Cluster:
+    """Plain bookkeeping in the master's loop. What jobs hold follows from the workers that are alive."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, NodeLink] = {}
+        self.workers: dict[WorkerKey, WorkerLink] = {}
+
+    def join(self, hello: AgentHello, send: SendMessage) -> str:
+        """Add a node; its id is its name, or with a number where another node has that name."""
+        node_id, number = hello.name, 1
+        while node_id in self._nodes:
+            number += 1
+            node_id = f"{hello.name}~{number}"
+        self._nodes[node_id] = NodeLink(node_id, hello, send, available_memory=hello.memory)
+        return node_id
+
+    def leave(self, node_id: str) -> list[WorkerKey]:
+        """Remove a node; return its workers, which are lost with it."""
+        self._nodes.pop(node_id, None)
+        lost = [key for key, worker in self.workers.items() if worker.placement.node_id == node_id]
+        for key in lost:
+            del self.workers[key]
+        return lost
+
+    def report(self, node_id: str, load: Load) -> None:
+        link = self._nodes[node_id]
+        link.available_memory, link.load = load.available_memory, load.load
+
+    def nodes(self) -> list[Node]:
+        """The planner's view, by name."""
+        return sorted((self._view(link) for link in self._nodes.values()), key=lambda node: node.name)
+
+    def _view(self, link: NodeLink) -> Node:
+        held = [worker for worker in self.workers.values() if worker.placement.node_id == link.id]
+        taken = {worker.placement.device for worker in held}
+        hello = link.hello
+        return Node(
+            id=link.id,
+            name=link.id,
+            address=hello.address,
+            is_master=hello.is_master,
+            hardware_class=hello.hardware_class,
+            cores=hello.cores,
+            memory=hello.memory,
+            devices=hello.devices,
+            free_cores=hello.cores - sum(worker.threads for worker in held),
+            free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
+            free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
+            load=link.load,
+        )
+
+    def start(self, job_id: str, attempt: int, plan: Plan) -> None:
+        """Ask the agents for all workers of a plan."""
+        for placement in plan.workers:
+            worker = WorkerLink(placement, plan.cores_per_worker, plan.memory_per_worker)
+            self.workers[(job_id, attempt, placement.rank)] = worker
+            link = self._nodes.get(placement.node_id)
+            if link is not None:
+                link.send(
+                    StartWorker(
+                        job_id=job_id,
+                        attempt=attempt,
+                        rank=placement.rank,
+                        secret=worker.secret,
+                        threads=plan.cores_per_worker,
+                        device=placement.device,
+                    )
+                )
+
+    def stop(self, job_id: str, attempt: int) -> None:
+        """Ask the agents to end all workers of an attempt."""
+        for node_id in {w.placement.node_id for key, w in self.workers.items() if key[:2] == (job_id, attempt)}:
+            if node_id in self._nodes:
+                self._nodes[node_id].send(StopWorkers(job_id=job_id, attempt=attempt))
+
+    def of_attempt(self, job_id: str, attempt: int) -> dict[int, WorkerLink]:
+        """The attempt's workers that are not known to have ended, by rank."""
+        return {rank: worker for (job, a, rank), worker in self.workers.items() if (job, a) == (job_id, attempt)}
+
+    def worker(self, key: WorkerKey) -> WorkerLink:
+        """Raises NotFound."""
+        if key not in self.workers:
+            raise NotFound(f"no worker of rank {key[2]} in attempt {key[1]} of job {key[0]} is expected.")
+        return self.workers[key]
+
+    def opens(self, secret: str) -> bool:
+        """Whether the secret belongs to a worker that is alive."""
+        return any(secrets.compare_digest(worker.secret, secret) for worker in self.workers.values())

@@ -1,0 +1,70 @@
+"""What the routes work with, and who may call them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from paceline.errors import Forbidden, Unauthorized
+from paceline.master.artifacts import Blobs
+from paceline.master.cluster import Cluster
+from paceline.master.controller import Controller
+from paceline.master.feed import Feed
+from paceline.master.store import Store
+from paceline.spec import Versions
+
+
+@dataclass
+class Master:
+    """One master's parts. logs: folder of the jobs' logs."""
+
+    store: Store
+    blobs: Blobs
+    cluster: Cluster
+    feed: Feed
+    controller: Controller
+    logs: Path
+    versions: Versions
+
+
+def master_of(connection: HTTPConnection) -> Master:
+    master: Master = connection.app.state.master
+    return master
+
+
+The = Annotated[Master, Depends(master_of)]
+
+
+def bearer(connection: HTTPConnection) -> str:
+    """The request's token. Raises Unauthorized."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthorized("the request carries no token.", "Give token=, or run `paceline login`.")
+    return token
+
+
+def role_of(master: Master, token: str) -> str:
+    """"client", "node", or "worker" for a live worker's secret. Raises Unauthorized."""
+    if master.cluster.opens(token):
+        return "worker"
+    role = master.store.role(token)
+    if role is None:
+        raise Unauthorized("the master does not know this token.", "Use the one that `paceline up` printed.")
+    return role
+
+
+def allow(*roles: str) -> Any:
+    """A dependency that lets these roles pass."""
+
+    def check(connection: HTTPConnection) -> None:
+        role = role_of(master_of(connection), bearer(connection))
+        if role not in roles:
+            raise Forbidden(f"a {role} token may not do this; it takes: {', '.join(roles)}.", "Use such a token.")
+
+    return Depends(check)
+
+

@@ -1,0 +1,194 @@
+"""Performs what the machine decides: one consumer of events, so that each job's events are handled in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from paceline.errors import DiskFull, Unplaceable
+from paceline.master import machine
+from paceline.master.cluster import Cluster, WorkerKey
+from paceline.master.feed import Feed, FeedEvent
+from paceline.master.machine import Answer, AttemptEnded, Event, Job, Lost, Planned
+from paceline.master.models import JobRow
+from paceline.master.store import Store
+from paceline.messages import FromWorker, LogLines, Progressed, Trained
+from paceline.plan import Plan
+from paceline.planner.planner import plan as make_plan
+from paceline.spec import Submission
+
+RETRY_STORE_S = 2.0
+
+log = structlog.get_logger("controller")
+
+
+class Controller:
+    def __init__(self, store: Store, cluster: Cluster, feed: Feed, logs: Path) -> None:
+        self._store, self._cluster, self._feed, self._logs = store, cluster, feed, logs
+        self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
+        self._jobs: dict[str, Job] = {}  # the unfinished ones
+        self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
+        self._wake_scheduler = asyncio.Event()
+
+    async def run(self) -> None:
+        """Resume what a former master left, then serve until cancelled."""
+        for row in await asyncio.to_thread(self._store.unfinished):
+            await self._resume(row)
+        scheduling = asyncio.create_task(self._schedule_forever())
+        try:
+            while True:
+                job_id, event = await self._events.get()
+                await self._handle(job_id, event)
+        finally:
+            scheduling.cancel()
+
+    async def _resume(self, row: JobRow) -> None:
+        checkpoint = machine.Checkpoint.model_validate(row.checkpoint) if row.checkpoint else None
+        submission = Submission.model_validate(row.submission)
+        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoint)
+        self._adopt(job, row)
+        await self._apply(job, commands, None)
+
+    def _adopt(self, job: Job, row: JobRow) -> None:
+        self._jobs[job.id] = job
+        self._order[job.id] = (-row.priority, row.created_at)
+
+    # ---- from outside ----
+
+    async def submit(self, submission: Submission) -> JobRow:
+        """Store a job, then plan it. Raises Unplaceable where no cluster like this one could ever run it."""
+        known = await asyncio.to_thread(self._store.job_of_request, submission.request_id)
+        if known is not None:
+            return known
+        self.check_placeable(submission)
+        job_id = f"job-{uuid.uuid4().hex[:10]}"
+        row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time())
+        if new:
+            self._adopt(Job(id=row.id, submission=submission), row)
+            self._wake_scheduler.set()
+        return row
+
+    def check_placeable(self, submission: Submission) -> None:
+        """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
+        try:
+            make_plan(self._cluster.nodes(), submission.options, submission.facts)
+        except Unplaceable as refusal:
+            if not refusal.details.get("busy"):
+                raise
+
+    def post(self, job_id: str, event: Event) -> None:
+        self._events.put_nowait((job_id, event))
+
+    def queue(self) -> list[str]:
+        """Ids of the jobs that wait for nodes, in the order in which they will get them."""
+        waiting = [j.id for j in self._jobs.values() if isinstance(j.state, machine.Queued | machine.Waiting)]
+        return sorted(waiting, key=lambda job_id: self._order[job_id])
+
+    # ---- from agents and workers ----
+
+    def capacity_changed(self) -> None:
+        self._wake_scheduler.set()
+
+    def worker_says(self, key: WorkerKey, message: FromWorker) -> None:
+        job_id, attempt, rank = key
+        worker = self._cluster.workers.get(key)
+        if worker is not None and isinstance(message, Progressed | Trained):
+            worker.last_step = message.step if isinstance(message, Progressed) else message.to_step
+        if isinstance(message, Progressed):
+            self._feed.publish(job_id, FeedEvent(None, time.time(), "live", message.model_dump(exclude={"kind"})))
+        else:
+            self.post(job_id, Answer(attempt, rank, message))
+
+    def worker_ended(self, key: WorkerKey, reason: str) -> None:
+        job_id, attempt, rank = key
+        self._cluster.workers.pop(key, None)
+        self.post(job_id, Lost(attempt, rank, reason))
+        if not self._cluster.of_attempt(job_id, attempt):
+            self.post(job_id, AttemptEnded(attempt))
+        self.capacity_changed()
+
+    def node_left(self, node_id: str) -> None:
+        for key in self._cluster.leave(node_id):
+            self.worker_ended(key, f"node {node_id} is gone")
+        self.capacity_changed()
+
+    def log_lines(self, lines: LogLines) -> None:
+        """Append what a worker printed to its job's log, each line behind the worker's name."""
+        prefix = f"[{lines.attempt}.{lines.rank}] "
+        with (self._logs / f"{lines.job_id}.log").open("a") as file:
+            file.writelines(f"{prefix}{line}\n" for line in lines.text.splitlines())
+
+    # ---- inside ----
+
+    async def _handle(self, job_id: str, event: Event) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        after, commands = machine.step(job, event, time.monotonic())
+        if after is not job or commands:
+            plan = event.plan if isinstance(event, Planned) else None
+            await self._apply(after, commands, plan)
+
+    async def _apply(self, job: Job, commands: list[machine.Command], plan: Plan | None) -> None:
+        """Make the change durable, then act on it: what was announced survives a crash."""
+        self._jobs[job.id] = job
+        stored = [c for c in commands if isinstance(c, machine.Record | machine.Commit | machine.RollBack)]
+        if stored or plan is not None:
+            await self._save(job, plan, stored)
+        for command in commands:
+            self._perform(job, command)
+        if isinstance(job.state, machine.TERMINAL):
+            log.info("job_ended", job=job.id, state=job.state_name)
+            del self._jobs[job.id], self._order[job.id]
+
+    async def _save(self, job: Job, plan: Plan | None, stored: list[Any]) -> None:
+        """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
+        while True:
+            try:
+                rows = await asyncio.to_thread(self._store.save, job, plan, stored, time.time())
+            except DiskFull as error:
+                log.error("store_unavailable", job=job.id, error=str(error), retry_s=RETRY_STORE_S)
+                await asyncio.sleep(RETRY_STORE_S)
+                continue
+            for row in rows:
+                self._feed.publish(job.id, FeedEvent(row.seq, row.at, row.kind, row.data))
+            return
+
+    def _perform(self, job: Job, command: machine.Command) -> None:
+        match command:
+            case machine.Enqueue():
+                self._wake_scheduler.set()
+            case machine.StartWorkers(attempt, plan):
+                self._cluster.start(job.id, attempt, plan)
+            case machine.Send(attempt, rank, message):
+                worker = self._cluster.workers.get((job.id, attempt, rank))
+                if worker is not None and worker.send is not None:
+                    worker.send(message)
+            case machine.StopWorkers(attempt):
+                self._cluster.stop(job.id, attempt)
+                if not self._cluster.of_attempt(job.id, attempt):
+                    self.post(job.id, AttemptEnded(attempt))
+            case machine.SetTimer(seconds, event):
+                asyncio.get_running_loop().call_later(seconds, self.post, job.id, event)
+
+    async def _schedule_forever(self) -> None:
+        while True:
+            await self._wake_scheduler.wait()
+            self._wake_scheduler.clear()
+            await self._schedule()
+
+    async def _schedule(self) -> None:
+        """Give nodes to the waiting jobs, in order; the first that must wait holds back those behind it."""
+        for job_id in self.queue():
+            job = self._jobs[job_id]
+            try:
+                plan = make_plan(self._cluster.nodes(), job.submission.options, job.submission.facts)
+            except Unplaceable as refusal:
+                log.info("job_waits", job=job_id, reason=str(refusal))
+                return
+            await self._handle(job_id, Planned(plan))

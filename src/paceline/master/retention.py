@@ -1,0 +1,41 @@
+"""How long models are kept: 30 days until they are fetched, 7 days after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paceline.master.models import JobRow
+from paceline.spec import Submission
+
+UNDELIVERED_DAYS = 30
+DELIVERED_DAYS = 7
+DAY_S = 86_400.0
+
+
+def expires_at(row: JobRow) -> float | None:
+    """When the job's blobs may go, in seconds since the epoch; None while it is unfinished."""
+    if row.ended_at is None:
+        return None
+    if row.delivered_at is not None:
+        return row.delivered_at + DELIVERED_DAYS * DAY_S
+    return row.ended_at + UNDELIVERED_DAYS * DAY_S
+
+
+def expired(rows: Sequence[JobRow], now: float) -> list[JobRow]:
+    """Jobs whose model is kept no longer, and is still there."""
+    return [
+        row for row in rows if (at := expires_at(row)) is not None and at <= now and (row.delivery or {}).get("blob")
+    ]
+
+
+def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
+    """All blobs that a job may still need."""
+    used: set[str] = set()
+    for row in rows:
+        at = expires_at(row)
+        if at is not None and at <= now:
+            continue
+        used |= {blob for package in Submission.model_validate(row.submission).packages for blob in package.blobs}
+        used |= {row.delivery["blob"]} if row.delivery else set()
+        used |= {row.checkpoint["ref"]["blob"]} if row.checkpoint else set()
+    return used

@@ -1,0 +1,267 @@
+"""Jobs: submit, plan, watch, cancel, and fetch the result."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from paceline import versions
+from paceline.errors import Conflict, Expired, InvalidSpec
+from paceline.grid import Grid
+from paceline.master import ledger
+from paceline.master.context import Master, The, allow
+from paceline.master.feed import FeedEvent
+from paceline.master.machine import CancelRequested
+from paceline.master.models import JobRow
+from paceline.master.retention import expires_at
+from paceline.plan import Plan
+from paceline.planner.planner import plan as make_plan
+from paceline.spec import Submission, TrainOptions
+
+ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+KEEP_ALIVE_S = 15.0
+LOG_PAGE_BYTES = 256 * 1024
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[allow("client")])
+
+
+class JobView(BaseModel):
+    """A job as the API shows it. queue_place: 1 is next; None where it does not wait."""
+
+    id: str
+    name: str | None
+    state: str
+    attempt: int
+    step: int
+    history: list[dict[str, float | None]]
+    plan: Plan | None
+    error: dict[str, Any] | None
+    queue_place: int | None
+    created_at: float
+    ended_at: float | None
+    delivered_at: float | None
+    values: list[str]
+    train_seconds: float
+
+
+class ResultView(BaseModel):
+    """What a finished job delivers; `blob` is the model's safetensors file. expires_at: when it is kept no longer."""
+
+    job_id: str
+    blob: str
+    nbytes: int
+    digest: str
+    step: int
+    stop_reason: str
+    reproducible: bool
+    irreproducible_because: str | None
+    hardware_class: str
+    history: list[dict[str, float | None]]
+    plan: Plan
+    versions: dict[str, str | None]
+    ledger: list[dict[str, int]]
+    train_seconds: float
+    expires_at: float | None
+
+
+class WorkerView(BaseModel):
+    rank: int
+    node: str
+    pid: int | None
+    share: tuple[int, int]
+    last_step: int
+
+
+class LogPage(BaseModel):
+    text: str
+    next_offset: int
+
+
+def view(master: Master, row: JobRow) -> JobView:
+    queue = master.controller.queue()
+    return JobView(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        attempt=row.attempt,
+        step=row.training.get("step", 0),
+        history=_finite(row),
+        plan=Plan.model_validate(row.plan) if row.plan else None,
+        error=row.error,
+        queue_place=queue.index(row.id) + 1 if row.id in queue else None,
+        created_at=row.created_at,
+        ended_at=row.ended_at,
+        delivered_at=row.delivered_at,
+        values=row.submission["facts"]["values"],
+        train_seconds=row.elapsed_s,
+    )
+
+
+def _finite(row: JobRow) -> list[dict[str, float | None]]:
+    """The evaluations; JSON has no NaN, so it becomes null."""
+    history = row.training.get("history", [])
+    return [{k: v if isinstance(v, int | float) and abs(v) < float("inf") else None for k, v in h.items()} for h in history]
+
+
+@router.post("", status_code=201)
+async def submit(master: The, submission: Submission) -> JobView:
+    """Store a job, then plan and run it. The same request id again answers with the same job."""
+    await run_in_threadpool(check_submission, master, submission)
+    return view(master, await master.controller.submit(submission))
+
+
+@router.post("/plan")
+async def plan(master: The, submission: Submission) -> Plan:
+    """What the master would decide now. Nothing is stored or run; no blobs are needed."""
+    versions.check(submission.versions, master.versions, "the client")
+    return make_plan(master.cluster.nodes(), submission.options, submission.facts)
+
+
+def check_submission(master: Master, submission: Submission) -> None:
+    """Raise unless versions agree and all blobs are here."""
+    versions.check(submission.versions, master.versions, "the client")
+    missing = master.blobs.missing(blob for package in submission.packages for blob in package.blobs)
+    if missing:
+        raise InvalidSpec(
+            f"{len(missing)} of the submission's blobs are not here: {missing[0][:12]}….", "Upload them first."
+        )
+
+
+@router.get("")
+async def jobs(master: The) -> list[JobView]:
+    """All jobs, newest first."""
+    return [view(master, row) for row in await run_in_threadpool(master.store.jobs)]
+
+
+@router.get("/{job_id}")
+async def job(master: The, job_id: str) -> JobView:
+    """One job."""
+    return view(master, await run_in_threadpool(master.store.job, job_id))
+
+
+@router.get("/{job_id}/options")
+def options(master: The, job_id: str) -> TrainOptions:
+    """The plain part of the job's spec."""
+    return Submission.model_validate(master.store.job(job_id).submission).options
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(master: The, job_id: str) -> JobView:
+    """End a job without a model. A job that has ended stays as it is."""
+    row = await run_in_threadpool(master.store.job, job_id)
+    master.controller.post(row.id, CancelRequested())
+    return view(master, row)
+
+
+@router.get("/{job_id}/events")
+async def events(master: The, job_id: str, after: int = 0) -> StreamingResponse:
+    """Server-sent events from `after` on, live until the job has ended."""
+    await run_in_threadpool(master.store.job, job_id)
+    return StreamingResponse(_stream(master, job_id, after), media_type="text/event-stream")
+
+
+async def _stream(master: Master, job_id: str, after: int) -> AsyncIterator[str]:
+    with master.feed.watch(job_id) as live:
+        for row in await run_in_threadpool(master.store.events, job_id, after):
+            after = row.seq
+            yield _sse(FeedEvent(row.seq, row.at, row.kind, row.data))
+            if _is_last(row.kind, row.data):
+                return
+        while True:
+            try:
+                event = await asyncio.wait_for(live.get(), KEEP_ALIVE_S)
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            if event.seq is not None and event.seq <= after:
+                continue
+            yield _sse(event)
+            if _is_last(event.kind, event.data):
+                return
+
+
+def _is_last(kind: str, data: dict[str, Any]) -> bool:
+    return kind == "state" and data.get("state") in ENDED
+
+
+def _sse(event: FeedEvent) -> str:
+    head = f"id: {event.seq}\n" if event.seq is not None else ""
+    return f"{head}event: {event.kind}\ndata: {json.dumps({'at': event.at, **event.data})}\n\n"
+
+
+@router.get("/{job_id}/result")
+async def result(master: The, job_id: str) -> ResultView:
+    """The trained model's description; fetch its blob, check the digest, then acknowledge."""
+    row = await run_in_threadpool(master.store.job, job_id)
+    if row.state != "SUCCEEDED" or row.delivery is None or row.plan is None:
+        raise Conflict(f"job {job_id} is {row.state} and has no model.", "Wait for it, or see `paceline job`.")
+    if not row.delivery["blob"]:
+        raise Expired(f"job {job_id}'s model was kept for the documented time and is gone.", "Train it again.")
+    return ResultView(
+        job_id=row.id,
+        history=_finite(row),
+        plan=Plan.model_validate(row.plan),
+        versions={**row.submission["versions"]},
+        ledger=await run_in_threadpool(_ledger, master, row),
+        train_seconds=row.elapsed_s,
+        expires_at=expires_at(row),
+        **row.delivery,
+    )
+
+
+@router.post("/{job_id}/delivered", status_code=204)
+def delivered(master: The, job_id: str, digest: str) -> None:
+    """The client has the model and checked its digest."""
+    row = master.store.job(job_id)
+    if row.delivery is None or row.delivery["digest"] != digest:
+        raise Conflict(f"job {job_id} has no model with the digest {digest[:24]}….", "Fetch the result again.")
+    master.store.mark_delivered(job_id, time.time())
+
+
+@router.get("/{job_id}/ledger")
+def job_ledger(master: The, job_id: str) -> list[dict[str, int]]:
+    """Per epoch: samples expected, committed, and committed twice."""
+    return _ledger(master, master.store.job(job_id))
+
+
+def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
+    submission = Submission.model_validate(row.submission)
+    commits = [(commit.from_step, commit.to_step) for commit in master.store.commits(row.id)]
+    num_samples = row.training.get("train_samples") or submission.facts.train_samples
+    if not commits or not num_samples:
+        return []
+    options = submission.options
+    grid = Grid(num_samples, options.batch_size, options.microbatches, options.drop_last, options.seed)
+    return ledger.per_epoch(commits, grid)
+
+
+@router.get("/{job_id}/workers")
+async def workers(master: The, job_id: str) -> list[WorkerView]:
+    """The job's live workers, by rank."""
+    row = await run_in_threadpool(master.store.job, job_id)
+    found = master.cluster.of_attempt(job_id, row.attempt)
+    return [
+        WorkerView(rank=rank, node=w.placement.node_name, pid=w.pid, share=w.placement.share, last_step=w.last_step)
+        for rank, w in sorted(found.items())
+    ]
+
+
+@router.get("/{job_id}/logs")
+def logs(master: The, job_id: str, offset: int = 0) -> LogPage:
+    """What the job's workers printed, from a byte offset on."""
+    master.store.job(job_id)
+    path = master.logs / f"{job_id}.log"
+    if not path.exists():
+        return LogPage(text="", next_offset=0)
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(LOG_PAGE_BYTES)
+    return LogPage(text=data.decode(errors="replace"), next_offset=offset + len(data))

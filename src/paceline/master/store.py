@@ -1,0 +1,203 @@
+"""The durable state: SQLAlchemy on SQLite (WAL). A job's change, its events and its commits are one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, inspect, select, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from paceline.errors import DiskFull, NotFound, PacelineError
+from paceline.master.machine import TERMINAL, Checkpoint, Commit, Failed, Job, Record, RollBack, Succeeded
+from paceline.master.models import CommitRow, EventRow, JobRow, TokenRow
+from paceline.plan import Plan
+from paceline.spec import Submission
+
+HEAD = "0001"
+
+
+class Store:
+    """Thread-safe; every method is one transaction. Raises DiskFull where the disk has no room."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _tune_sqlite)
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+        with self._engine.begin() as connection:
+            _migrate(connection)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # ---- jobs ----
+
+    def add_job(self, job_id: str, submission: Submission, now: float) -> tuple[JobRow, bool]:
+        """Store a submission; (row, whether it is new). The same request id gives the same job."""
+        options = submission.options
+        row = JobRow(
+            id=job_id,
+            request_id=submission.request_id,
+            name=options.name,
+            priority=options.priority,
+            submission=submission.model_dump(mode="json"),
+            state="QUEUED",
+            attempt=0,
+            elapsed_s=0.0,
+            training={},
+            created_at=now,
+        )
+        try:
+            with self._sessions.begin() as session:
+                session.add(row)
+                session.flush()
+                session.add(EventRow(job_id=job_id, at=now, kind="state", data={"state": "QUEUED", "attempt": 0}))
+        except IntegrityError:
+            known = self.job_of_request(submission.request_id)
+            if known is None:
+                raise
+            return known, False
+        except OperationalError as error:
+            raise _told(error) from error
+        return row, True
+
+    def job_of_request(self, request_id: str) -> JobRow | None:
+        with self._sessions() as session:
+            return session.scalar(select(JobRow).where(JobRow.request_id == request_id))
+
+    def save(
+        self, job: Job, plan: Plan | None, records: Sequence[Record | Commit | RollBack], now: float
+    ) -> list[EventRow]:
+        """Write the job's state with what happened; return the event rows, numbered."""
+        events = [EventRow(job_id=job.id, at=now, kind=r.kind, data=r.data) for r in records if isinstance(r, Record)]
+        try:
+            with self._sessions.begin() as session:
+                session.execute(update(JobRow).where(JobRow.id == job.id).values(**_columns(job, plan, now)))
+                for record in records:
+                    _write_ledger(session, job.id, record)
+                session.add_all(events)
+        except OperationalError as error:
+            raise _told(error) from error
+        return events
+
+    def job(self, job_id: str) -> JobRow:
+        """Raises NotFound."""
+        with self._sessions() as session:
+            row = session.get(JobRow, job_id)
+        if row is None:
+            raise NotFound(f"there is no job {job_id!r}.", "`paceline jobs` lists them.")
+        return row
+
+    def jobs(self) -> list[JobRow]:
+        """Newest first."""
+        with self._sessions() as session:
+            return list(session.scalars(select(JobRow).order_by(JobRow.created_at.desc())))
+
+    def unfinished(self) -> list[JobRow]:
+        """Oldest first."""
+        names = [kind.__name__.upper() for kind in TERMINAL]
+        with self._sessions() as session:
+            return list(session.scalars(select(JobRow).where(JobRow.state.not_in(names)).order_by(JobRow.created_at)))
+
+    def events(self, job_id: str, after: int) -> list[EventRow]:
+        with self._sessions() as session:
+            query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq)
+            return list(session.scalars(query))
+
+    def commits(self, job_id: str) -> list[CommitRow]:
+        """The ledger's valid entries, in step order."""
+        with self._sessions() as session:
+            query = select(CommitRow).where(CommitRow.job_id == job_id, CommitRow.undone.is_(False))
+            return list(session.scalars(query.order_by(CommitRow.from_step)))
+
+    def mark_delivered(self, job_id: str, now: float) -> None:
+        with self._sessions.begin() as session:
+            session.execute(
+                update(JobRow).where(JobRow.id == job_id, JobRow.delivered_at.is_(None)).values(delivered_at=now)
+            )
+
+    def forget_model(self, job_id: str) -> None:
+        """The model's retention is over: its delivery keeps everything but the blob."""
+        row = self.job(job_id)
+        with self._sessions.begin() as session:
+            kept = {**(row.delivery or {}), "blob": ""}
+            session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoint=None))
+
+    # ---- tokens ----
+
+    def add_token(self, token: str, role: str, now: float) -> None:
+        with self._sessions.begin() as session:
+            session.merge(TokenRow(sha256=_hash(token), role=role, created_at=now))
+
+    def role(self, token: str) -> str | None:
+        with self._sessions() as session:
+            row = session.get(TokenRow, _hash(token))
+        return row.role if row else None
+
+
+def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "state": job.state_name,
+        "attempt": job.attempt,
+        "elapsed_s": job.elapsed_s,
+        "training": job.training.model_dump(mode="json"),
+        "checkpoint": job.checkpoint.model_dump(mode="json") if isinstance(job.checkpoint, Checkpoint) else None,
+    }
+    if plan is not None:
+        columns["plan"] = plan.model_dump(mode="json")
+    if isinstance(job.state, TERMINAL):
+        columns["ended_at"] = now
+    if isinstance(job.state, Succeeded):
+        columns["delivery"] = job.state.delivery.model_dump(mode="json")
+    if isinstance(job.state, Failed):
+        columns["error"] = job.state.error
+    return columns
+
+
+def _write_ledger(session: Session, job_id: str, record: Record | Commit | RollBack) -> None:
+    if isinstance(record, Commit):
+        session.add(
+            CommitRow(
+                job_id=job_id,
+                attempt=record.attempt,
+                from_step=record.from_step,
+                to_step=record.to_step,
+                samples=record.samples,
+            )
+        )
+    elif isinstance(record, RollBack):
+        later = (CommitRow.job_id == job_id) & (CommitRow.from_step >= record.step)
+        session.execute(update(CommitRow).where(later).values(undone=True))
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(connection: Connection) -> None:
+    """Bring the schema to HEAD. Alembic is loaded only when there is something to do: it costs a start 0.3 s."""
+    if inspect(connection).has_table("alembic_version"):
+        if connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD:
+            return
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD)
+
+
+def _told(error: OperationalError) -> PacelineError:
+    if "disk is full" in str(error.orig):
+        return DiskFull("the master's disk is full; its database can't be written.", "Free some space and try again.")
+    return PacelineError(f"the master's database failed: {error.orig}.", "See the master's log.")
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,284 @@
+"""What the master, the agents and the workers say to each other: length-bounded JSON, parsed once, never pickles.
+
+Every message of a worker carries the attempt that it belongs to, so that a late one of a dead attempt can't match.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from paceline.plan import Device
+from paceline.spec import Submission, Versions
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class CheckpointRef(Message):
+    """A published checkpoint: the state after `step` committed steps, one safetensors blob with JSON metadata."""
+
+    step: int
+    blob: str
+    nbytes: int
+
+
+class Group(Message):
+    """The workers that train together. Rank 0 serves the store; `key` is fresh for every forming."""
+
+    key: str
+    host: str
+    port: int
+    shares: tuple[tuple[int, int], ...]
+
+
+# ---- master to worker ----
+
+
+class Setup(Message):
+    """Build everything; answer with Ready."""
+
+    kind: Literal["setup"] = "setup"
+    submission: Submission
+    rank: int
+    world: int
+    device: str
+    checkpoint: CheckpointRef | None = None
+
+
+class TrainRound(Message):
+    """From the committed state after `from_step` steps, train up to `to_step`; answer with Trained."""
+
+    kind: Literal["train"] = "train"
+    group: Group
+    from_step: int
+    to_step: int
+    mark_best: bool = False
+    checkpoint: bool = False
+
+
+class EvaluateRound(Message):
+    """Evaluate your share of the validation grid; answer with Evaluated."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    group: Group
+    step: int
+
+
+class SaveRound(Message):
+    """Upload the model (rank 0 only gets this); answer with Saved."""
+
+    kind: Literal["save"] = "save"
+    step: int
+    which: Literal["last", "best"]
+
+
+class Finish(Message):
+    """The job is over; leave."""
+
+    kind: Literal["finish"] = "finish"
+
+
+ToWorker = Annotated[Setup | TrainRound | EvaluateRound | SaveRound | Finish, Field(discriminator="kind")]
+
+
+# ---- worker to master ----
+
+
+class WorkerHello(Message):
+    """First message of a worker on its channel."""
+
+    kind: Literal["hello"] = "hello"
+    pid: int
+    address: str
+
+
+class Ready(Message):
+    """Everything is built. fingerprint: of the data, compared over workers. store_port: rank 0's, of the group's store."""
+
+    kind: Literal["ready"] = "ready"
+    fingerprint: str
+    train_samples: int
+    val_samples: int
+    parameters: int
+    hardware_class: str
+    store_port: int | None = None
+
+
+class Trained(Message):
+    """The round is done. losses: of every step, the same on all workers."""
+
+    kind: Literal["trained"] = "trained"
+    to_step: int
+    losses: tuple[float, ...]
+    samples: int
+    seconds: float
+
+
+class Evaluated(Message):
+    """rows: for each grid cell of my share, in order: samples, then sample-weighted sums of each value.
+
+    finals: values of stateful metrics, from rank 0, which sees the whole grid for them.
+    """
+
+    kind: Literal["evaluated"] = "evaluated"
+    step: int
+    first_cell: int
+    rows: tuple[tuple[float, ...], ...]
+    finals: dict[str, float] = {}
+    seconds: float
+
+
+class Saved(Message):
+    """The model is uploaded as a blob."""
+
+    kind: Literal["saved"] = "saved"
+    step: int
+    blob: str
+    nbytes: int
+    digest: str
+
+
+class Progressed(Message):
+    """Inside a round: how far it is. Nothing is committed by it."""
+
+    kind: Literal["progressed"] = "progressed"
+    step: int
+    loss: float | None
+    samples_per_s: float
+
+
+class CheckpointWritten(Message):
+    kind: Literal["checkpoint_written"] = "checkpoint_written"
+    checkpoint: CheckpointRef
+
+
+class Warned(Message):
+    """Something went wrong that training survives, such as a checkpoint that could not be stored."""
+
+    kind: Literal["warned"] = "warned"
+    error: dict[str, Any]
+
+
+class WorkerFailed(Message):
+    """Not to be retried: the user's code raised, or training went non-finite. `error` is a PacelineError's JSON.
+
+    It is empty where this worker saw a non-finite step whose cause lies in another worker's cells.
+    """
+
+    kind: Literal["failed"] = "failed"
+    error: dict[str, Any]
+
+
+class PeerLost(Message):
+    """A collective failed: some other worker is gone. The master knows which; this worker waits for its word."""
+
+    kind: Literal["peer_lost"] = "peer_lost"
+    reason: str
+
+
+FromWorker = Annotated[
+    WorkerHello | Ready | Trained | Evaluated | Saved | Progressed | CheckpointWritten | Warned | WorkerFailed | PeerLost,
+    Field(discriminator="kind"),
+]
+
+
+# ---- master to agent ----
+
+
+class Welcome(Message):
+    kind: Literal["welcome"] = "welcome"
+    node_id: str
+
+
+class Refused(Message):
+    """The master does not take this agent; `error` says why."""
+
+    kind: Literal["refused"] = "refused"
+    error: dict[str, Any]
+
+
+class StartWorker(Message):
+    """Start one worker process. secret: opens the worker's channel, for this attempt only."""
+
+    kind: Literal["start_worker"] = "start_worker"
+    job_id: str
+    attempt: int
+    rank: int
+    secret: str
+    threads: int
+    device: str
+
+
+class StopWorkers(Message):
+    """End all workers of an attempt, at once."""
+
+    kind: Literal["stop_workers"] = "stop_workers"
+    job_id: str
+    attempt: int
+
+
+ToAgent = Annotated[Welcome | Refused | StartWorker | StopWorkers, Field(discriminator="kind")]
+
+
+# ---- agent to master ----
+
+
+class AgentHello(Message):
+    kind: Literal["agent_hello"] = "agent_hello"
+    name: str
+    is_master: bool
+    address: str
+    hardware_class: str
+    cores: int
+    memory: int
+    devices: tuple[Device, ...] = ()
+    versions: Versions
+
+
+class Load(Message):
+    """Sent every two seconds. available_memory: bytes that new processes could use."""
+
+    kind: Literal["load"] = "load"
+    available_memory: int
+    load: float
+
+
+class WorkerStarted(Message):
+    kind: Literal["worker_started"] = "worker_started"
+    job_id: str
+    attempt: int
+    rank: int
+    pid: int
+
+
+class WorkerExited(Message):
+    """status: exit code, or minus the signal's number. tail: the last lines that the worker printed."""
+
+    kind: Literal["worker_exited"] = "worker_exited"
+    job_id: str
+    attempt: int
+    rank: int
+    status: int
+    tail: str = ""
+
+
+class LogLines(Message):
+    kind: Literal["log_lines"] = "log_lines"
+    job_id: str
+    attempt: int
+    rank: int
+    text: str
+
+
+FromAgent = Annotated[AgentHello | Load | WorkerStarted | WorkerExited | LogLines, Field(discriminator="kind")]
+
+to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
+from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
+to_agent: TypeAdapter[ToAgent] = TypeAdapter(ToAgent)
+from_agent: TypeAdapter[FromAgent] = TypeAdapter(FromAgent)
+

@@ -1,0 +1,179 @@
+"""Which nodes train a job: a pure function of plain data, with a reason for every node taken or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paceline.errors import Unplaceable
+from paceline.grid import split_evenly
+from paceline.plan import Node, NodeReason, Placement, Plan
+from paceline.spec import Facts, TrainOptions
+
+WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
+COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
+MASTER_BYTES = 512 * 2**20
+MASTER_CORES_FROM = 4  # on a smaller node the master shares the cores
+WORTH_SPLITTING_FLOP = 2e8  # a step below this takes a few milliseconds on one core: exchanging it would take longer
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one worker. device: "cpu", "cuda:0", "mps"."""
+
+    node: Node
+    device: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one node offers this job: slots now, slots when idle, and why not more."""
+
+    node: Node
+    now: tuple[Slot, ...]
+    idle: int
+    limit: str
+
+
+def plan(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> Plan:
+    """Choose the nodes for a job, all of its workers at once.
+
+    Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended.
+    """
+    memory = options.resources.memory or worker_memory(facts)
+    device = _device(nodes, options)
+    rooms = [_room(node, options, memory, device) for node in nodes]
+    rooms = _of_one_class(rooms) if options.reproducible else rooms
+    wanted, why = _wanted(options, facts, rooms)
+    slots = _take(rooms, wanted)
+    if len(slots) < wanted:
+        raise _unplaceable(rooms, options, memory, device, wanted)
+    shares = split_evenly(options.microbatches, wanted)
+    workers = tuple(
+        Placement(rank=rank, node_id=slot.node.id, node_name=slot.node.name, device=slot.device, share=share)
+        for rank, (slot, share) in enumerate(zip(slots, shares, strict=True))
+    )
+    return Plan(
+        workers=workers,
+        hardware_class=slots[0].node.hardware_class,
+        cores_per_worker=options.threads,
+        memory_per_worker=memory,
+        microbatches=options.microbatches,
+        summary=why,
+        reasons=tuple(_reason(room, workers, memory, slots[0].node.hardware_class) for room in rooms),
+    )
+
+
+def worker_memory(facts: Facts) -> int:
+    """Bytes that a worker will need, as far as the spec tells; activations and data come on top."""
+    return WORKER_BASE_BYTES + COPIES_OF_PARAMETERS * (facts.parameter_bytes or 0)
+
+
+def _device(nodes: Sequence[Node], options: TrainOptions) -> str:
+    """The kind of device to train on: the asked one, or accelerators wherever the cluster has some."""
+    if options.resources.device != "auto":
+        return options.resources.device
+    kinds = {device.kind for node in nodes for device in node.devices}
+    return next((kind for kind in ("cuda", "mps") if kind in kinds), "cpu")
+
+
+def _room(node: Node, options: TrainOptions, memory: int, device: str) -> Room:
+    allowed = options.resources.nodes
+    if allowed is not None and node.name not in allowed:
+        return Room(node, (), 0, f"not among the nodes asked for ({', '.join(allowed)})")
+    reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
+    kept_back = MASTER_BYTES if node.is_master else 0
+    by_memory = max(0, node.free_memory - kept_back) // memory
+    by_cores = max(0, node.free_cores - reserved) // options.threads
+    idle = min((node.cores - reserved) // options.threads, max(0, node.memory - kept_back) // memory)
+    devices = ["cpu"] * by_cores
+    limit = f"{node.free_cores} of {node.cores} cores free, {_gib(node.free_memory)} of {_gib(node.memory)} memory free"
+    if device != "cpu":
+        fitting = [d for d in node.devices if d.kind == device]
+        idle = min(idle, len(fitting))
+        free = [d for d in fitting if d.index in node.free_devices]
+        devices = [f"cuda:{d.index}" if device == "cuda" else device for d in free][:by_cores]
+        limit += f", {len(free)} of {len(fitting)} {device} devices free"
+    return Room(node, tuple(Slot(node, name) for name in devices[:by_memory]), max(0, idle), limit)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _of_one_class(rooms: list[Room]) -> list[Room]:
+    """Keep the hardware class with the most room; others would compute other bits."""
+    classes: dict[str, tuple[int, int]] = {}
+    for room in rooms:
+        now, idle = classes.get(room.node.hardware_class, (0, 0))
+        classes[room.node.hardware_class] = (now + len(room.now), idle + room.idle)
+    if not classes:
+        return rooms
+    best = max(sorted(classes), key=lambda name: classes[name])
+    return [
+        room
+        if room.node.hardware_class == best
+        else Room(room.node, (), 0, f"hardware class {room.node.hardware_class} computes other bits than {best}")
+        for room in rooms
+    ]
+
+
+def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple[int, str]:
+    """(number of workers, why)."""
+    asked = options.resources.workers
+    if asked is not None:
+        if asked > options.microbatches:
+            raise Unplaceable(
+                f"{asked} workers were asked for, and a batch has {options.microbatches} microbatches.",
+                f"Ask for at most {options.microbatches} workers, or set microbatches={asked}.",
+                busy=False,
+            )
+        return asked, f"{asked} worker{'s' if asked > 1 else ''}, as asked for"
+    flop = 6.0 * (facts.parameters or 0) * options.batch_size
+    slots = sum(len(room.now) for room in rooms)
+    if flop < WORTH_SPLITTING_FLOP:
+        known = f"a step is about {flop:.2g} FLOP" if facts.parameters else "the model's size is not known before it is built"
+        return 1, f"1 worker: {known}, and exchanging gradients pays from {WORTH_SPLITTING_FLOP:.0e} on"
+    workers = max(1, min(slots, options.microbatches))
+    return workers, f"{workers} of {slots} free places: a step is at least {flop:.2g} FLOP"
+
+
+def _take(rooms: Sequence[Room], wanted: int) -> list[Slot]:
+    """Fill the roomiest nodes first, so that few nodes exchange gradients; ties by name."""
+    order = sorted(rooms, key=lambda room: (-len(room.now), room.node.name))
+    return [slot for room in order for slot in room.now][:wanted]
+
+
+def _unplaceable(
+    rooms: Sequence[Room], options: TrainOptions, memory: int, device: str, wanted: int
+) -> Unplaceable:
+    needs = f"{wanted} worker(s) with {options.threads} core(s) and {_gib(memory)} each on {device}"
+    if not rooms:
+        return Unplaceable(f"the job needs {needs}, and the cluster has no nodes.", "Add one with `paceline join`.", busy=False)
+    now = sum(len(room.now) for room in rooms)
+    idle = sum(room.idle for room in rooms)
+    best = max(rooms, key=lambda room: (room.idle, room.node.cores, room.node.memory))
+    fact = (
+        f"the job needs {needs}; there is room for {now} now and {idle} on idle nodes. "
+        f"The best node, {best.node.name}, has {best.limit}."
+    )
+    if idle >= wanted:
+        return Unplaceable(fact, "It waits until running jobs end.", busy=True)
+    fixes = [f"resources=pl.Resources(workers={idle})"] if idle else []
+    fixes += ["threads=1"] if options.threads > 1 else []
+    fixes += ["a smaller memory="] if options.resources.memory else []
+    fixes += ["device='cpu'"] if device != "cpu" else []
+    return Unplaceable(fact, f"Use {', '.join(fixes) or 'a smaller model'}, or add a node with `paceline join`.", busy=False)
+
+
+def _reason(room: Room, workers: Sequence[Placement], memory: int, hardware_class: str) -> NodeReason:
+    mine = sum(worker.node_id == room.node.id for worker in workers)
+    if mine:
+        return NodeReason(node=room.node.name, taken=True, reason=f"takes {mine} of {len(room.now)} places; {room.limit}")
+    if room.now:
+        reason = f"not needed: the {len(workers)} worker(s) fit on fewer nodes; {room.limit}"
+    elif room.node.hardware_class != hardware_class or room.limit.startswith("not among"):
+        reason = room.limit
+    else:
+        reason = f"no place for a worker of {_gib(memory)}: {room.limit}"
+    return NodeReason(node=room.node.name, taken=False, reason=reason)

@@ -1,0 +1,41 @@
+"""Settings of a master: the one door by which they enter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+DEFAULT_PORT = 8470
+
+
+class MasterSettings(BaseModel):
+    """folder: all durable state. port: 0 lets the system choose. advertise: the host name that others reach us by.
+
+    agents, cores: nodes that the local engine emulates, and the cores of each. ray_address: of a running Ray cluster,
+    None to start one here. tls_ca: what clients verify the certificate with. parent_pipe: end when stdin does.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    advertise: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    agents: PositiveInt = 1
+    cores: PositiveInt | None = None
+    ray_address: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    parent_pipe: bool = False
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls_cert else "http"
+
+    @property
+    def advertised_host(self) -> str:
+        return self.advertise or self.host

@@ -1,0 +1,311 @@
+"""What a client asks for: `TrainSpec`, validated once, here.
+
+`TrainOptions` holds the plain part, which the master reads; `TrainSpec` adds the Python objects, which only the
+client and the workers ever see; `Submission` is the form that crosses the network.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from paceline.errors import InvalidSpec, NotYetSupported
+from paceline.stop import Metric, Patience, StopCondition, better, leaves, must_end, step_bound
+
+DEFAULT_MICROBATCHES = 8
+BUILT_IN_VALUES = ("loss",)
+
+
+def parse_bytes(value: int | str) -> int:
+    """`2147483648`, `"2GiB"` and `"2 GB"` in bytes. Raises ValueError on anything else."""
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{value!r} is not an amount of memory; write bytes, or e.g. '2GiB'")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+class Resources(BaseModel):
+    """What the job may or must use; anything left out is the master's choice.
+
+    workers: exactly this many training processes. device: "cpu", "cuda" or "mps". memory: bytes that each worker
+    needs, e.g. "4GiB". nodes: names of the only nodes that may be used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    memory: PositiveInt | None = None
+    nodes: tuple[str, ...] | None = None
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory_in_bytes(cls, value: Any) -> Any:
+        return parse_bytes(value) if isinstance(value, str) else value
+
+
+class Keep(BaseModel):
+    """Which model is delivered: the last one, or the one with the best value of a metric."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str | None = None
+    mode: Literal["min", "max"] = "min"
+
+    @classmethod
+    def parse(cls, text: str) -> Keep:
+        """Read `"last"`, `"best:val_loss"` or `"best:val_score:max"`. Raises ValueError with the remedy."""
+        if text == "last":
+            return cls()
+        match = re.fullmatch(r"best:([^:]+)(?::(min|max))?", text)
+        if match is None:
+            raise ValueError(f"keep={text!r}; write 'last', 'best:val_loss', or 'best:NAME:max'")
+        mode = match[2] or better(match[1])
+        if mode is None:
+            raise ValueError(
+                f"keep={text!r} does not say which way is better; write 'best:{match[1]}:min' or ':max'"
+            )
+        return cls(metric=match[1], mode=mode)  # type: ignore[arg-type]
+
+
+class TrainOptions(BaseModel):
+    """The plain fields of a spec: everything that decides how training goes, and nothing that must be pickled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    batch_size: PositiveInt = 32
+    microbatches: PositiveInt = DEFAULT_MICROBATCHES
+    threads: PositiveInt = 1
+    drop_last: bool = False
+    clip_grad_norm: PositiveFloat | None = None
+    stop: StopCondition
+    keep: str = "last"
+    eval_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+    resources: Resources = Resources()
+    sync: Literal["auto", "exact", "sharded", "local"] = "auto"
+    reproducible: bool = True
+    seed: NonNegativeInt = 0
+    precision: Literal["fp32", "bf16-mixed"] = "fp32"
+    priority: int = 0
+    deadline: str | float | None = None
+    name: str | None = Field(default=None, max_length=200)
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _auto_is_no_wish(cls, value: Any) -> Any:
+        return Resources() if value == "auto" or value is None else value
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_parses(cls, value: str) -> str:
+        Keep.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _parts_that_exist(self) -> TrainOptions:
+        if self.sync in ("sharded", "local"):
+            raise NotYetSupported(f"sync={self.sync!r} is not built yet.", "Use sync='exact' or leave it out.")
+        if self.deadline is not None:
+            raise NotYetSupported("deadline= is not built yet.", "Use stop=... | pl.MaxTime('10m') meanwhile.")
+        if not must_end(self.stop):
+            raise InvalidSpec(
+                f"stop={self.stop} may never be met.", "Add a bound: `| pl.MaxEpochs(100)` or `| pl.MaxTime('1h')`."
+            )
+        if self.microbatches > self.batch_size:
+            object.__setattr__(self, "microbatches", self.batch_size)
+        return self
+
+
+class TrainSpec(TrainOptions):
+    """A training job, whole: the model, its data, how to train it, when to stop.
+
+    model: an `nn.Module`, or a callable without arguments that builds one (under `seed`, on the worker).
+    train_data, val_data: a map-style Dataset; a tuple of arrays or tensors of equal length, the targets last; a
+        `(table, "target column")` pair of a pandas or Arrow table; or a callable that builds a Dataset on the node.
+    loss: `loss(outputs, targets) -> scalar`, the mean over the samples; or training_step: `(model, batch) -> scalar`.
+    optimizer: `optimizer(named_parameters) -> torch.optim.Optimizer`; `partial(torch.optim.AdamW, lr=1e-3)` is one.
+    lr_schedule: `(samples_seen, total_samples) -> factor` of the optimizer's own learning rates.
+    metrics: name -> `fn(outputs, targets)`, averaged by samples, or an object with `update`, `compute` and `reset`.
+    augment: `augment(sample) -> sample`, for training samples, under a seed of the sample's own.
+    collate: `collate(list of samples) -> batch`.
+    batch_size: samples of one optimizer step, over all workers. microbatches: the fixed slices that it is cut into.
+    threads: torch threads of a worker. eval_every, checkpoint_every: in steps; by default an epoch, and by time.
+
+    Raises InvalidSpec or NotYetSupported, with what to change.
+    """
+
+    model: Any
+    train_data: Any
+    val_data: Any = None
+    loss: Callable[..., Any] | None = None
+    training_step: Callable[..., Any] | None = None
+    optimizer: Callable[..., Any]
+    lr_schedule: Callable[[int, int], float] | None = None
+    metrics: Mapping[str, Any] = {}
+    augment: Callable[[Any], Any] | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as invalid:
+            raise InvalidSpec(*explain(invalid)) from None
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _one_optimizer_factory(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple | dict):
+            raise InvalidSpec(
+                f"optimizer= holds {len(value)} entries; several optimizers are not supported.",
+                "Give one callable; per-layer settings go into its parameter groups.",
+            )
+        if hasattr(value, "param_groups"):
+            raise InvalidSpec(
+                "optimizer= is an optimizer that is already bound to this process's parameters.",
+                "Give the way to make it: functools.partial(torch.optim.AdamW, lr=1e-3).",
+            )
+        return value
+
+    @field_validator("train_data", "val_data")
+    @classmethod
+    def _not_a_stream(cls, value: Any) -> Any:
+        iterable_only = hasattr(value, "__iter__") and not hasattr(value, "__getitem__") and not callable(value)
+        if isinstance(value, types.GeneratorType) or iterable_only or _is_iterable_dataset(value):
+            raise InvalidSpec(
+                f"the data is a stream ({type(value).__name__}); its samples have no numbers.",
+                "Give a map-style Dataset with __len__ and __getitem__, arrays, or a callable that builds one.",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSpec:
+        if (self.loss is None) == (self.training_step is None):
+            raise InvalidSpec("a spec takes exactly one of loss= and training_step=.", "Give one of them.")
+        if self.metrics and self.val_data is None:
+            raise InvalidSpec(
+                f"metrics {sorted(self.metrics)} need validation data.", "Give val_data=, or leave metrics out."
+            )
+        if self.lr_schedule is not None and not _bounded_by_steps(self.stop):
+            raise InvalidSpec(
+                f"lr_schedule= needs the total number of samples, and stop={self.stop} does not bound it.",
+                "Add `| pl.MaxEpochs(n)` or `| pl.MaxSteps(n)`.",
+            )
+        for use, name in _names_used(self):
+            if name not in self.values:
+                raise InvalidSpec(
+                    f"{use} names {name!r}, which this job never evaluates.",
+                    f"It evaluates: {', '.join(self.values)}.",
+                )
+        return self
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of the values that each evaluation yields."""
+        if self.val_data is None:
+            return BUILT_IN_VALUES
+        return (*BUILT_IN_VALUES, "val_loss", *(f"val_{name}" for name in self.metrics))
+
+    def options(self) -> TrainOptions:
+        """The plain part, for the master."""
+        return TrainOptions(**{name: getattr(self, name) for name in TrainOptions.model_fields})
+
+    def program(self) -> dict[str, Any]:
+        """The Python objects other than the data, for the workers."""
+        return {name: getattr(self, name) for name in PROGRAM_FIELDS}
+
+
+PROGRAM_FIELDS = (
+    "model", "loss", "training_step", "optimizer", "lr_schedule", "metrics", "augment", "collate",
+)  # fmt: skip
+
+
+def _is_iterable_dataset(value: Any) -> bool:
+    return any(kind.__name__ == "IterableDataset" for kind in type(value).__mro__)
+
+
+def _bounded_by_steps(stop: StopCondition) -> bool:
+    return step_bound(stop, steps_per_epoch=1) is not None
+
+
+def _names_used(spec: TrainSpec) -> list[tuple[str, str]]:
+    used = [(str(leaf), leaf.name) for leaf in leaves(spec.stop) if isinstance(leaf, Metric | Patience)]
+    metric = Keep.parse(spec.keep).metric
+    return used if metric is None else [*used, (f"keep={spec.keep!r}", metric)]
+
+
+def explain(invalid: ValidationError) -> tuple[str, str]:
+    """Pydantic's findings as (fact, remedy)."""
+    found = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in invalid.errors(include_url=False)]
+    return "; ".join(found) + ".", "Fix the named fields; help(paceline.TrainSpec) lists them all."
+
+
+class PackageRef(BaseModel):
+    """A pickle and its out-of-band buffers, each a blob named by its sha256. Opened in workers only."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pickle: str
+    buffers: tuple[str, ...] = ()
+    nbytes: NonNegativeInt = 0
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        return (self.pickle, *self.buffers)
+
+
+class Versions(BaseModel):
+    """What must agree between client, master and nodes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    paceline: str
+    python: str
+    torch: str | None = None
+
+
+class Facts(BaseModel):
+    """What the client knows about the model and the data without running them; None where it can't."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: NonNegativeInt | None = None
+    parameter_bytes: NonNegativeInt | None = None
+    train_samples: NonNegativeInt | None = None
+    val_samples: NonNegativeInt | None = None
+    values: tuple[str, ...] = BUILT_IN_VALUES
+
+
+class Submission(BaseModel):
+    """A job as it crosses the network. The same `request_id` twice is one job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: str = Field(min_length=1, max_length=100)
+    versions: Versions
+    options: TrainOptions
+    facts: Facts
+    program: PackageRef
+    train_data: PackageRef
+    val_data: PackageRef | None = None
+
+    @property
+    def packages(self) -> tuple[PackageRef, ...]:
+        return (self.program, self.train_data, *((self.val_data,) if self.val_data else ()))

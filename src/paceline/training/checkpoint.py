@@ -1,0 +1,84 @@
+"""Model and training state as safetensors plus JSON; nothing is pickled.
+
+A checkpoint holds `model/<name>`, `best/<name>` where a best model is kept, and `optim/<parameter>/<key>`; scalars of
+the optimizer lie in the file's JSON metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from paceline.errors import InvalidSpec
+
+Tensors = dict[str, torch.Tensor]
+
+
+def model_tensors(model: torch.nn.Module) -> Tensors:
+    """A copy on the CPU of the model's state, by name. Raises InvalidSpec for state that is no tensor."""
+    state = model.state_dict()
+    odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise InvalidSpec(
+            f"the model's state {odd[0]!r} is a {type(state[odd[0]]).__name__}, not a tensor.",
+            "Keep it out of the state dict (get_extra_state), or make it a buffer.",
+        )
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
+def save_model(tensors: Tensors, path: Path) -> None:
+    save_file(tensors, path)
+
+
+def training_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None
+) -> tuple[Tensors, dict[str, str]]:
+    """A copy of all that training needs to go on: (tensors, JSON metadata)."""
+    tensors = {f"model/{name}": value for name, value in model_tensors(model).items()}
+    tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
+    state = optimizer.state_dict()
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optim/{index}/{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    try:
+        meta = json.dumps({"groups": state["param_groups"], "scalars": scalars}, default=_scalar_tensor)
+    except TypeError as odd:
+        raise InvalidSpec(
+            f"the optimizer keeps state that can't be checkpointed: {odd}.", "Keep tensors, numbers, strings and lists."
+        ) from None
+    return tensors, {"optimizer": meta}
+
+
+def _scalar_tensor(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def save_training(tensors: Tensors, metadata: dict[str, str], path: Path) -> None:
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors | None:
+    """Load a checkpoint into model and optimizer, in place; return the best model's tensors, if it holds any."""
+    with safe_open(path, framework="pt") as file:
+        meta = json.loads(file.metadata()["optimizer"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
+    state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in meta["scalars"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optim/"):
+            _, index, key = name.split("/", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})
+    best = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+    return best or None

@@ -1,0 +1,78 @@
+"""Evaluation on its own fixed grid: the same values whoever computed which cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from paceline.errors import InvalidSpec
+from paceline.training.data import CellRequest, Source, to_device
+from paceline.training.program import Program
+
+
+def is_stateful(metric: Any) -> bool:
+    """A torchmetrics-style object, with `update` and `compute`, rather than `fn(outputs, targets)`."""
+    return hasattr(metric, "update") and hasattr(metric, "compute")
+
+
+def eval_cells(num_samples: int, cell_size: int) -> int:
+    return -(-num_samples // cell_size)
+
+
+def cell_share(num_cells: int, rank: int, world: int) -> tuple[int, int]:
+    """A rank's [first, end) of the evaluation grid."""
+    return rank * num_cells // world, (rank + 1) * num_cells // world
+
+
+@torch.no_grad()
+def evaluate(
+    program: Program, source: Source, cell_size: int, rank: int, world: int
+) -> tuple[int, list[tuple[float, ...]], dict[str, float]]:
+    """(first cell, one row a cell, finals). A row: samples, then sample-weighted sums of val_loss and each plain metric.
+
+    Stateful metrics can't be summed: where there are any, rank 0 takes the whole grid and computes them in order.
+    """
+    stateful = {name: m for name, m in program.metrics.items() if is_stateful(m)}
+    plain = {name: m for name, m in program.metrics.items() if name not in stateful}
+    cells = eval_cells(len(source), cell_size)
+    first, end = cell_share(cells, rank, world) if not stateful else (0, cells if rank == 0 else 0)
+    for metric in stateful.values():
+        metric.reset()
+    program.model.eval()
+    rows = [
+        _row(program, to_device(batch, program.device), plain, stateful, count)
+        for batch, count in _batches(source, cell_size, first, end)
+    ]
+    program.model.train()
+    return first, rows, {f"val_{name}": float(m.compute()) for name, m in stateful.items()} if rank == 0 else {}
+
+
+def _batches(source: Source, cell_size: int, first: int, end: int) -> Iterator[tuple[Any, int]]:
+    spans = [(cell * cell_size, min((cell + 1) * cell_size, len(source))) for cell in range(first, end)]
+    batches = source.stream(CellRequest(-1, np.arange(start, stop, dtype=np.int64)) for start, stop in spans)
+    return ((batch, stop - start) for batch, (start, stop) in zip(batches, spans, strict=True))
+
+
+def _row(
+    program: Program, batch: Any, plain: dict[str, Any], stateful: dict[str, Any], count: int
+) -> tuple[float, ...]:
+    if program.training_step is not None and not program.metrics:
+        return (count, count * float(program.cell_loss(batch)))
+    with program.autocast():
+        outputs, targets = program.forward(batch)
+        loss = program.cell_loss(batch) if program.loss is None else program.loss(outputs, targets)
+    for metric in stateful.values():
+        metric.update(outputs, targets)
+    values = [_number(name, metric(outputs, targets)) for name, metric in plain.items()]
+    return (count, count * float(loss), *(count * value for value in values))
+
+
+def _number(name: str, value: Any) -> float:
+    if getattr(value, "numel", lambda: 1)() != 1:
+        raise InvalidSpec(
+            f"metric {name!r} returned a tensor of shape {tuple(value.shape)}.", "Return one number: its mean."
+        )
+    return float(value)

@@ -1,0 +1,104 @@
+"""Gradients of one step: accumulated over this worker's cells, then summed over all workers, in the grid's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from paceline.training.group import WorkerGroup
+from paceline.training.reduction import Block, TreeSum
+
+Gradients = list[torch.Tensor | None]
+ALIGNMENT = 64  # bytes; kernels may give other bits for other alignments
+
+
+def add_gradients(into: Gradients, other: Gradients) -> Gradients:
+    """Add in place; a parameter without a gradient on one side takes the other's."""
+    both = [(a, b) for a, b in zip(into, other, strict=True) if a is not None and b is not None]
+    if both:
+        torch._foreach_add_([a for a, _ in both], [b for _, b in both])
+    return [a if a is not None else b for a, b in zip(into, other, strict=True)]
+
+
+class CellAccumulator:
+    """Takes each cell's gradients out of `.grad` and adds them along the tree.
+
+    A pair of sibling cells adds up in `.grad` itself, which costs what an ordinary loop's accumulation costs.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], share: tuple[int, int], num_cells: int) -> None:
+        self._parameters = parameters
+        self._first, self._end = share
+        self._sum: TreeSum = TreeSum(num_cells, add_gradients)
+
+    def cell_done(self, cell: int) -> None:
+        """Call after each cell's backward, in order."""
+        if cell % 2 == 0 and cell + 1 < self._end:
+            return
+        paired = cell % 2 == 1 and cell - 1 >= self._first
+        gradients = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._sum.push((1, cell >> 1) if paired else (0, cell), gradients)
+
+    def partials(self) -> dict[Block, Gradients]:
+        return self._sum.partials()
+
+
+class FlatLayout:
+    """Where each parameter lies in one flat vector of its dtype, aligned; behind them, one presence flag each."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], dtype: torch.dtype, world: int) -> None:
+        self.dtype = dtype
+        self.indices = [i for i, p in enumerate(parameters) if p.dtype == dtype]
+        step = ALIGNMENT // torch.empty(0, dtype=dtype).element_size()
+        self.offsets: list[int] = []
+        at = 0
+        for i in self.indices:
+            self.offsets.append(at)
+            at += -(-parameters[i].numel() // step) * step
+        self.flags = at
+        self.length = -(-(at + len(self.indices)) // (world * step)) * world * step
+
+    def pack(self, gradients: Gradients, out: torch.Tensor) -> None:
+        """Copy the gradients into `out`, zeros where there is none."""
+        for slot, (i, at) in enumerate(zip(self.indices, self.offsets, strict=True)):
+            gradient = gradients[i]
+            if gradient is not None:
+                torch.as_strided(out, gradient.shape, gradient.stride(), out.storage_offset() + at).copy_(gradient)
+                out[self.flags + slot] = 1
+
+    def unpack(self, total: torch.Tensor, parameters: Sequence[torch.nn.Parameter], into: Gradients) -> None:
+        """Views of `total` in each parameter's own layout; None where no cell had a gradient."""
+        present = total[self.flags : self.flags + len(self.indices)].tolist()
+        for slot, (i, at) in enumerate(zip(self.indices, self.offsets, strict=True)):
+            if present[slot]:
+                parameter = parameters[i]
+                into[i] = torch.as_strided(total, parameter.shape, parameter.stride(), total.storage_offset() + at)
+
+
+class GradientSum:
+    """Sums partial gradients over the group; a lone worker's sum is already whole."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], group: WorkerGroup) -> None:
+        self._parameters = parameters
+        self._group = group
+        dtypes = sorted({p.dtype for p in parameters}, key=str)
+        self._layouts = [FlatLayout(parameters, dtype, group.world) for dtype in dtypes]
+
+    def total(
+        self, partials: dict[Block, Gradients], shares: Sequence[tuple[int, int]], num_cells: int
+    ) -> Gradients:
+        """The gradients of the whole batch, the same bits on every worker."""
+        if self._group.world == 1:
+            (whole,) = partials.values()
+            return whole
+        result: Gradients = [None] * len(self._parameters)
+        for layout in self._layouts:
+            device = self._parameters[layout.indices[0]].device
+            flat = torch.zeros(len(partials), layout.length, dtype=layout.dtype, device=device)
+            for row, gradients in zip(flat, partials.values(), strict=True):
+                layout.pack(gradients, row)
+            layout.unpack(self._group.reduce(flat, shares, num_cells), self._parameters, result)
+        return result

@@ -1,0 +1,215 @@
+"""One worker's part of one attempt: build, train rounds, evaluate, save."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from paceline.digest import model_digest
+from paceline.errors import InvalidSpec, NonFinite, PacelineError, ProtocolError
+from paceline.grid import Grid, scaled_share
+from paceline.messages import (
+    CheckpointRef,
+    CheckpointWritten,
+    Evaluated,
+    EvaluateRound,
+    Group,
+    Message,
+    Progressed,
+    Ready,
+    Saved,
+    SaveRound,
+    Setup,
+    Trained,
+    TrainRound,
+    Warned,
+)
+from paceline.stop import step_bound
+from paceline.training.batchnorm import BatchNormPool
+from paceline.training.checkpoint import (
+    Tensors,
+    load_training,
+    model_tensors,
+    save_model,
+    save_training,
+    training_tensors,
+)
+from paceline.training.data import CellRequest, Source, fingerprint, open_source
+from paceline.training.evaluate import evaluate
+from paceline.training.exact import ExactTrainer
+from paceline.training.group import WorkerGroup
+from paceline.training.packages import NodeCache, open_package
+from paceline.training.program import build
+from paceline.training.seeds import make_deterministic
+from paceline.transfer import BlobStore
+
+PROGRESS_EVERY_S = 0.25
+
+
+class TrainingJob:
+    """Built from a Setup; then does what each round asks. `send` may be called from any thread."""
+
+    def __init__(
+        self, setup: Setup, cache: NodeCache, blobs: BlobStore, scratch: Path, address: str, send: Callable[[Message], None]
+    ) -> None:
+        submission, self._options = setup.submission, setup.submission.options
+        options = self._options
+        self._rank, self._blobs, self._scratch, self._send = setup.rank, blobs, scratch, send
+        make_deterministic(options.threads, options.reproducible)
+        device = torch.device(setup.device)
+        fields = open_package(submission.program, cache)
+        self.program = build(fields, options.seed, device, options.precision)
+        self._train = open_source(
+            open_package(submission.train_data, cache), options.seed, fields["augment"], fields["collate"]
+        )
+        self._val: Source | None = None
+        if submission.val_data is not None:
+            self._val = open_source(open_package(submission.val_data, cache), options.seed, None, fields["collate"])
+        self.grid = Grid(len(self._train), options.batch_size, options.microbatches, options.drop_last, options.seed)
+        self._check_sizes()
+        bound = step_bound(options.stop, self.grid.steps_per_epoch)
+        self._total_samples = None if bound is None else self.grid.samples_seen(bound)
+        self._best: Tensors | None = None
+        if setup.checkpoint is not None:
+            self._best = load_training(cache.path(setup.checkpoint.blob), self.program.model, self.program.optimizer)
+        self._pool = BatchNormPool(self.program.model)
+        self._store = _serve_store(address) if setup.rank == 0 and setup.world > 1 else None
+        self._group: tuple[Group, WorkerGroup, ExactTrainer] | None = None
+        self._batches: Iterator[Any] | None = None
+        self._next_step = -1
+        self._writing: threading.Thread | None = None
+
+    def _check_sizes(self) -> None:
+        if len(self._train) == 0:
+            raise InvalidSpec("the training data is empty.", "Check the dataset's builder and its paths.")
+        if self._val is not None and len(self._val) == 0:
+            raise InvalidSpec("the validation data is empty.", "Check it, or leave val_data out.")
+        if self._options.batch_size > len(self._train):
+            raise InvalidSpec(
+                f"batch_size={self._options.batch_size} is larger than the training data's {len(self._train)} samples.",
+                f"Set batch_size to at most {len(self._train)}.",
+            )
+
+    def ready(self) -> Ready:
+        """What the master compares and plans with."""
+        device = self.program.device
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        return Ready(
+            fingerprint="/".join(fingerprint(source) for source in (self._train, self._val) if source is not None),
+            train_samples=len(self._train),
+            val_samples=len(self._val) if self._val is not None else 0,
+            parameters=sum(p.numel() for p in self.program.parameters),
+            hardware_class=f"{device.type}:{kind}:torch-{torch.__version__}",
+            store_port=self._store.port if self._store is not None else None,
+        )
+
+    def train(self, order: TrainRound) -> Trained:
+        """Do the round's steps. Raises NonFiniteStep, LostPeer, or what the user's code raises."""
+        trainer = self._join(order.group)
+        if order.mark_best:
+            self._best = model_tensors(self.program.model)
+        if order.checkpoint and self._rank == 0:
+            self._write_checkpoint(order.from_step)
+        if self._batches is None or self._next_step != order.from_step:
+            self._batches = self._train.stream(self._requests(order.group, order.from_step))
+        self.program.model.train()
+        started = reported = time.monotonic()
+        losses: list[float] = []
+        for step in range(order.from_step, order.to_step):
+            losses.append(trainer.step(step, self._batches))
+            now = time.monotonic()
+            if self._rank == 0 and now - reported > PROGRESS_EVERY_S and step + 1 < order.to_step:
+                reported = now
+                self._report(order.from_step, step + 1, losses[-1], now - started)
+        self._pool.refuse_other_updates()
+        self._next_step = order.to_step
+        samples = self.grid.samples_seen(order.to_step) - self.grid.samples_seen(order.from_step)
+        return Trained(
+            to_step=order.to_step, losses=tuple(losses), samples=samples, seconds=time.monotonic() - started
+        )
+
+    def _report(self, from_step: int, step: int, loss: float, seconds: float) -> None:
+        samples = self.grid.samples_seen(step) - self.grid.samples_seen(from_step)
+        self._send(Progressed(step=step, loss=loss, samples_per_s=samples / seconds))
+
+    def _requests(self, group: Group, from_step: int) -> Iterator[CellRequest]:
+        """This worker's cells from `from_step` on, without end."""
+        for step in count(from_step):
+            cells = self.grid.num_cells(step)
+            first, end = scaled_share(group.shares[self._rank], cells, self.grid.num_cells(0))
+            epoch, _ = self.grid.locate(step)
+            for cell in range(first, end):
+                yield CellRequest(epoch, self.grid.cell_samples(step, cell))
+
+    def _join(self, group: Group) -> ExactTrainer:
+        """The trainer of this group; a new group is formed only when the master names one."""
+        if self._group is None or self._group[0] != group:
+            if self._group is not None:
+                self._group[1].close()
+            workers = WorkerGroup(group, self._rank, self._store, self.program.device)
+            trainer = ExactTrainer(
+                self.program, self.grid, workers, self._pool, self._options.clip_grad_norm, self._total_samples
+            )
+            self._group, self._batches = (group, workers, trainer), None
+        return self._group[2]
+
+    def evaluate(self, order: EvaluateRound) -> Evaluated:
+        """Evaluate this worker's share of the validation grid."""
+        started = time.monotonic()
+        if self._val is None:
+            raise ProtocolError("an evaluation was asked for, and there is no validation data.")
+        first, rows, finals = evaluate(
+            self.program, self._val, self._options.batch_size, self._rank, len(order.group.shares)
+        )
+        return Evaluated(
+            step=order.step, first_cell=first, rows=tuple(rows), finals=finals, seconds=time.monotonic() - started
+        )
+
+    def save(self, order: SaveRound) -> Saved:
+        """Upload the model that is to be delivered."""
+        tensors = self._best if order.which == "best" and self._best is not None else model_tensors(self.program.model)
+        bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        if bad:
+            raise NonFinite(
+                f"the model after step {order.step} is not finite: {bad[0]!r} holds NaN or infinity.",
+                "Lower the learning rate or set clip_grad_norm=1.0.",
+            )
+        path = self._scratch / "model.safetensors"
+        save_model(tensors, path)
+        return Saved(
+            step=order.step, blob=self._blobs.upload_file(path), nbytes=path.stat().st_size, digest=model_digest(path)
+        )
+
+    def _write_checkpoint(self, step: int) -> None:
+        """Copy the state now; write and upload it beside the training."""
+        if self._writing is not None and self._writing.is_alive():
+            return  # the last one is still on its way; the master asks again
+        tensors, metadata = training_tensors(self.program.model, self.program.optimizer, self._best)
+
+        def write() -> None:
+            path = self._scratch / f"checkpoint-{step}.safetensors"
+            try:
+                save_training(tensors, metadata, path)
+                blob = self._blobs.upload_file(path)
+                nbytes = path.stat().st_size
+            except PacelineError as error:
+                self._send(Warned(error=error.to_json()))
+            else:
+                self._send(CheckpointWritten(checkpoint=CheckpointRef(step=step, blob=blob, nbytes=nbytes)))
+            finally:
+                path.unlink(missing_ok=True)
+
+        self._writing = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._writing.start()
+
+
+def _serve_store(address: str) -> dist.TCPStore:
+    """Rank 0's rendezvous store; the port is the system's choice, which the master passes on."""
+    return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)

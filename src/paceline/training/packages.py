@@ -1,0 +1,46 @@
+"""Opening packages: the only place that unpickles what a user sent, and it runs in workers only."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paceline.spec import PackageRef
+from paceline.transfer import BlobStore
+
+
+class NodeCache:
+    """Blobs as files, once a node. `shared`: folders that hold some already (the master's own, on its node)."""
+
+    def __init__(self, folder: Path, shared: Sequence[Path], store: BlobStore) -> None:
+        self._folder = folder
+        self._shared = shared
+        self._store = store
+
+    def path(self, name: str) -> Path:
+        """The blob's file, fetched by whichever worker of the node comes first."""
+        for folder in self._shared:
+            if (folder / name).exists():
+                return folder / name
+        path = self._folder / name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                self._store.download(name, path)
+        return path
+
+
+def open_package(ref: PackageRef, cache: NodeCache) -> Any:
+    """Unpickle with the buffers mapped privately: one copy of the data a node, and writes stay in this process."""
+    buffers = [_mapped(cache.path(name)) for name in ref.buffers]
+    return pickle.loads(cache.path(ref.pickle).read_bytes(), buffers=buffers)  # noqa: S301 - the user's, in a worker
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
