@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,12 +89,15 @@ def user_modules_by_value() -> Iterator[None]:
 
 
 def _is_users(module: ModuleType | None) -> bool:
-    """A module from a file that is neither installed, nor Python's, nor ours."""
-    file = getattr(module, "__file__", None)
-    if module is None or not isinstance(file, str) or module.__name__ in ("__main__", "__mp_main__"):
+    name, file = getattr(module, "__name__", "__main__"), getattr(module, "__file__", None)
+    if not isinstance(file, str) or name in ("__main__", "__mp_main__") or name.split(".")[0] == "paceline":
         return False
-    if module.__name__.split(".")[0] == "paceline":
-        return False
+    return _is_users_file(file)
+
+
+@lru_cache(maxsize=100_000)  # a process with torch has thousands of modules, and each submission looks at all
+def _is_users_file(file: str) -> bool:
+    """A source file that is neither installed nor Python's own."""
     path = Path(file)
     installed = {"site-packages", "dist-packages"} & set(path.parts)
     standard = path.is_relative_to(sysconfig.get_path("stdlib")) or path.is_relative_to(sys.base_prefix)

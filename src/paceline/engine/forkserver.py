@@ -17,6 +17,9 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch._dynamo  # the first optimizer of a process imports it, which takes seconds
+import torch.utils.data
+
 import paceline.training.worker
 from paceline.training.channel import WorkerEnv
 
