@@ -57,7 +57,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Client", "Conflict", "Corrupt", "DataMismatch", "DiskFull", "Expired", "FolderInUse", "Forbidden", "InvalidSpec",
     "Job", "JobCancelled", "JobFailed", "MasterUnreachable", "MaxEpochs", "MaxSteps", "MaxTime", "Metric",
     "ModelUnknown", "NonFinite", "NotFound", "NotYetSupported", "PacelineError", "Patience", "Plan", "ProtocolError",

@@ -98,7 +98,7 @@ class WorkerHello(Message):
 
 
 class Ready(Message):
-    """Everything is built. fingerprint: of the data, compared over workers. store_port: rank 0's, of the group's store."""
+    """Everything is built. fingerprint: of the data, compared over workers. store_port: of rank 0's store."""
 
     kind: Literal["ready"] = "ready"
     fingerprint: str
@@ -182,7 +182,16 @@ class PeerLost(Message):
 
 
 FromWorker = Annotated[
-    WorkerHello | Ready | Trained | Evaluated | Saved | Progressed | CheckpointWritten | Warned | WorkerFailed | PeerLost,
+    WorkerHello
+    | Ready
+    | Trained
+    | Evaluated
+    | Saved
+    | Progressed
+    | CheckpointWritten
+    | Warned
+    | WorkerFailed
+    | PeerLost,
     Field(discriminator="kind"),
 ]
 
@@ -281,4 +290,3 @@ to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
 to_agent: TypeAdapter[ToAgent] = TypeAdapter(ToAgent)
 from_agent: TypeAdapter[FromAgent] = TypeAdapter(FromAgent)
-

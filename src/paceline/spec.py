@@ -79,10 +79,8 @@ class Keep(BaseModel):
             raise ValueError(f"keep={text!r}; write 'last', 'best:val_loss', or 'best:NAME:max'")
         mode = match[2] or better(match[1])
         if mode is None:
-            raise ValueError(
-                f"keep={text!r} does not say which way is better; write 'best:{match[1]}:min' or ':max'"
-            )
-        return cls(metric=match[1], mode=mode)  # type: ignore[arg-type]
+            raise ValueError(f"keep={text!r} does not say which way is better; write 'best:{match[1]}:min' or ':max'")
+        return cls(metric=match[1], mode=mode)
 
 
 class TrainOptions(BaseModel):

@@ -28,10 +28,10 @@ class _Condition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __or__(self, other: StopCondition) -> AnyOf:
-        return AnyOf(conditions=(self, other))  # type: ignore[arg-type]
+        return AnyOf(conditions=(self, other))
 
     def __and__(self, other: StopCondition) -> AllOf:
-        return AllOf(conditions=(self, other))  # type: ignore[arg-type]
+        return AllOf(conditions=(self, other))
 
 
 class MaxEpochs(_Condition):
@@ -41,7 +41,7 @@ class MaxEpochs(_Condition):
     epochs: PositiveInt
 
     def __init__(self, epochs: int, **kwargs: Any) -> None:
-        super().__init__(epochs=epochs, **kwargs)
+        BaseModel.__init__(self, epochs=epochs, **kwargs)
 
     def __str__(self) -> str:
         return f"MaxEpochs({self.epochs})"
@@ -54,7 +54,7 @@ class MaxSteps(_Condition):
     steps: PositiveInt
 
     def __init__(self, steps: int, **kwargs: Any) -> None:
-        super().__init__(steps=steps, **kwargs)
+        BaseModel.__init__(self, steps=steps, **kwargs)
 
     def __str__(self) -> str:
         return f"MaxSteps({self.steps})"
@@ -70,7 +70,7 @@ class MaxTime(_Condition):
     seconds: float = Field(gt=0, allow_inf_nan=False)
 
     def __init__(self, seconds: float | str, **kwargs: Any) -> None:
-        super().__init__(seconds=seconds, **kwargs)  # type: ignore[arg-type]
+        BaseModel.__init__(self, seconds=seconds, **kwargs)
 
     @field_validator("seconds", mode="before")
     @classmethod
@@ -95,7 +95,7 @@ class Metric(_Condition):
     at_most: float | None = None
 
     def __init__(self, name: str, *, at_least: float | None = None, at_most: float | None = None, **kw: Any) -> None:
-        super().__init__(name=name, at_least=at_least, at_most=at_most, **kw)
+        BaseModel.__init__(self, name=name, at_least=at_least, at_most=at_most, **kw)
 
     @model_validator(mode="after")
     def _one_bound(self) -> Metric:
@@ -121,7 +121,7 @@ class Patience(_Condition):
     mode: Literal["min", "max"]
 
     def __init__(self, name: str, evaluations: int, mode: Literal["min", "max"] | None = None, **kw: Any) -> None:
-        super().__init__(name=name, evaluations=evaluations, mode=mode or better(name), **kw)  # type: ignore[arg-type]
+        BaseModel.__init__(self, name=name, evaluations=evaluations, mode=mode or better(name), **kw)
 
     @field_validator("mode", mode="before")
     @classmethod

@@ -38,7 +38,8 @@ def _from_columns(columns: tuple[Any, ...], field: str) -> Arrays:
     lengths = [column.shape[0] if len(column.shape) else 0 for column in columns]
     if len(set(lengths)) > 1:
         raise InvalidSpec(
-            f"{field} has columns of unequal lengths: {', '.join(map(str, lengths))}.", "Give one row per sample in each."
+            f"{field} has columns of unequal lengths: {', '.join(map(str, lengths))}.",
+            "Give one row per sample in each.",
         )
     if not lengths or lengths[0] == 0:
         raise InvalidSpec(f"{field} is empty.", "Check how it is made.")

@@ -20,7 +20,10 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """kind: "state", "planned", "progress", "live", "evaluated", "checkpoint", "warning", "worker_lost", "peer_lost"."""
+    """kind: "state", "planned", "progress", "live", "evaluated", "checkpoint", "warning", "worker_lost".
+
+    "live" ones are passing: they are not stored, and a reconnected client has missed them.
+    """
 
     kind: str
     data: dict[str, Any]

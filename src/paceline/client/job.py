@@ -54,7 +54,7 @@ class Job:
         return follow(self._client.http, self.id)
 
     def watch(self) -> None:
-        """Show a progress bar and the evaluations until the job ends. Raises nothing for a failed job; result() does."""
+        """Show a progress bar and the evaluations until the job ends. A failed job raises in result(), not here."""
         from paceline.client.progress import show
 
         show(self.events(), self.options())

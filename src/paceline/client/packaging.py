@@ -48,7 +48,7 @@ def pack(value: Any, field: str) -> Package:
     with user_modules_by_value():
         try:
             data = dumps(value, keep_in_band)
-        except Exception as error:  # noqa: BLE001 - pickling runs the user's __reduce__, which may raise anything
+        except Exception as error:
             raise unpicklable(value, field, error, dumps) from error
     named = {sha256(buffer.raw()): buffer.raw() for buffer in buffers}
     names = [sha256(buffer.raw()) for buffer in buffers]
@@ -61,18 +61,18 @@ def pack(value: Any, field: str) -> Package:
 def dumps(value: Any, buffer_callback: Any = None) -> bytes:
     """cloudpickle with tensors' bytes as buffers."""
     file = io.BytesIO()
-    _Pickler(file, protocol=5, buffer_callback=buffer_callback).dump(value)
+    _Pickler(file, protocol=5, buffer_callback=buffer_callback).dump(value)  # type: ignore[no-untyped-call]
     return file.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor):
             reduced = reduce_tensor(obj)
             if reduced is not None:
                 return reduced
-        return super().reducer_override(obj)
+        return super().reducer_override(obj)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -93,7 +93,9 @@ def check_model(model: Any) -> None:
     parameters = getattr(model, "parameters", None)
     if parameters is None or isinstance(model, type):
         if not callable(model):
-            raise InvalidSpec(f"model= is a {type(model).__name__}.", "Give an nn.Module, or a callable that builds one.")
+            raise InvalidSpec(
+                f"model= is a {type(model).__name__}.", "Give an nn.Module, or a callable that builds one."
+            )
         return
     if not any(parameter.requires_grad for parameter in parameters()):
         raise InvalidSpec("the model has no parameters that require gradients.", "Give a model that can be trained.")

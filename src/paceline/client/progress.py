@@ -62,7 +62,12 @@ class _Shown:
         total = step_bound(self._options.stop, self._steps_per_epoch) if self._steps_per_epoch else None
         epoch = f"epoch {step / self._steps_per_epoch:.2f}" if self._steps_per_epoch else f"step {step}"
         self._progress.update(
-            self._task, completed=step, total=total, epoch=epoch, values=f"loss {loss:.4f}", rate=f"{rate:,.0f} samples/s"
+            self._task,
+            completed=step,
+            total=total,
+            epoch=epoch,
+            values=f"loss {loss:.4f}",
+            rate=f"{rate:,.0f} samples/s",
         )
 
 

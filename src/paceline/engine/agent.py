@@ -179,27 +179,21 @@ class Agent:
 
     def _started(self, key: str, pid: int) -> None:
         order = self._workers[key].order
-        self._outgoing.put_nowait(
-            WorkerStarted(job_id=order.job_id, attempt=order.attempt, rank=order.rank, pid=pid)
-        )
+        self._outgoing.put_nowait(WorkerStarted(job_id=order.job_id, attempt=order.attempt, rank=order.rank, pid=pid))
 
     def _exited(self, key: str, status: int) -> None:
         worker = self._workers.pop(key)
         order = worker.order
         self._queue_log(worker)
         self._outgoing.put_nowait(
-            WorkerExited(
-                job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail()
-            )
+            WorkerExited(job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail())
         )
         shutil.rmtree(worker.folder, ignore_errors=True)
 
     def _queue_log(self, worker: RunningWorker) -> None:
         order = worker.order
         while text := worker.unsent():
-            self._outgoing.put_nowait(
-                LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text)
-            )
+            self._outgoing.put_nowait(LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text))
 
     async def _send(self, channel: ClientConnection) -> None:
         while True:

@@ -62,5 +62,3 @@ def address_towards(master_url: str) -> str:
 def cores() -> int:
     """Cores that this process may run on."""
     return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-
-

@@ -17,9 +17,6 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch._dynamo  # the first optimizer of a process imports it, which takes seconds
-import torch.utils.data
-
 import paceline.training.worker
 from paceline.training.channel import WorkerEnv
 
@@ -79,7 +76,10 @@ class ForkServer:
             os.close(wake_read)
             os.close(wake_write)
             self._out.close()
-            null, log = os.open(os.devnull, os.O_RDONLY), os.open(env.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            null, log = (
+                os.open(os.devnull, os.O_RDONLY),
+                os.open(env.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            )
             os.dup2(null, 0)
             os.dup2(log, 1)
             os.dup2(log, 2)

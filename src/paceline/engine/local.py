@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -35,8 +36,12 @@ class LocalEngine:
 
 
 def spawn_agent(args: AgentArgs) -> subprocess.Popen[bytes]:
-    """Start an agent that ends when its stdin does, and so with this process at the latest."""
-    process = subprocess.Popen([sys.executable, "-m", "paceline.engine.agent"], stdin=subprocess.PIPE)  # noqa: S603
+    """Start an agent that ends when its stdin does, and so with this process at the latest.
+
+    It does not get the engine's or the master's secrets from the environment: its workers run user code.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PACELINE_"))}
+    process = subprocess.Popen([sys.executable, "-m", "paceline.engine.agent"], stdin=subprocess.PIPE, env=env)
     assert process.stdin is not None
     process.stdin.write(args.model_dump_json().encode() + b"\n")
     process.stdin.flush()

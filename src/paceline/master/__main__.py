@@ -13,6 +13,7 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -75,6 +76,9 @@ def tokens(folder: Path) -> dict[str, str]:
 
 def engine_for(settings: MasterSettings) -> Engine:
     if settings.engine == "ray":
+        if settings.ray_address is None:  # a cluster of our own takes tokens; ray reads this when it is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         from paceline.engine.ray import RayEngine
 
         return RayEngine(settings.ray_address)
@@ -85,14 +89,23 @@ def engine_for(settings: MasterSettings) -> Engine:
 
 def main() -> int:
     settings = MasterSettings.model_validate_json(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not look like an answer
     try:
-        lock = lock_folder(settings.folder)
-        listener = bind(settings)
+        run(settings, answers)
     except PacelineError as error:
-        print(json.dumps({"error": error.to_json()}), flush=True)  # noqa: T201 - to whoever started us
+        answers.write(json.dumps({"error": error.to_json()}) + "\n")
         return error.exit_code
+    return 0
+
+
+def run(settings: MasterSettings, answers: IO[str]) -> None:
+    """Serve until a signal, or the end of stdin. Writes one JSON line to `answers` when it serves."""
+    lock = lock_folder(settings.folder)
+    listener = bind(settings)
     url = f"{settings.scheme}://{settings.advertised_host}:{listener.getsockname()[1]}"
     held = tokens(settings.folder)
+    ready = {"url": url, "token": held["client"], "node_token": held["node"]}
     args = AgentArgs(
         master_url=url,
         token=held["node"],
@@ -101,16 +114,17 @@ def main() -> int:
         ca=settings.tls_ca,
     )
     engine = engine_for(settings)
-    engine.start(args)
     try:
-        asyncio.run(_serve(settings, listener, url, held))
+        engine.start(args)
+        asyncio.run(_serve(settings, listener, held, lambda: answers.write(json.dumps(ready) + "\n")))
     finally:
         engine.close()
         lock.close()
-    return 0
 
 
-async def _serve(settings: MasterSettings, listener: socket.socket, url: str, held: dict[str, str]) -> None:
+async def _serve(
+    settings: MasterSettings, listener: socket.socket, held: dict[str, str], tell_ready: Callable[[], object]
+) -> None:
     import structlog
     import uvicorn
 
@@ -133,7 +147,7 @@ async def _serve(settings: MasterSettings, listener: socket.socket, url: str, he
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
-    print(json.dumps({"url": url, "token": held["client"], "node_token": held["node"]}), flush=True)  # noqa: T201
+    tell_ready()
     if settings.parent_pipe:
         watching = asyncio.create_task(_parent_ends())
         watching.add_done_callback(lambda _: setattr(server, "should_exit", True))

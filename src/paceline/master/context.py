@@ -48,7 +48,7 @@ def bearer(connection: HTTPConnection) -> str:
 
 
 def role_of(master: Master, token: str) -> str:
-    """"client", "node", or "worker" for a live worker's secret. Raises Unauthorized."""
+    """ "client", "node", or "worker" for a live worker's secret. Raises Unauthorized."""
     if master.cluster.opens(token):
         return "worker"
     role = master.store.role(token)
@@ -66,5 +66,3 @@ def allow(*roles: str) -> Any:
             raise Forbidden(f"a {role} token may not do this; it takes: {', '.join(roles)}.", "Use such a token.")
 
     return Depends(check)
-
-

@@ -17,9 +17,7 @@ def per_epoch(commits: Sequence[tuple[int, int]], grid: Grid) -> list[dict[str, 
     epochs: dict[int, dict[str, int]] = {}
     for step, count in sorted(times.items()):
         epoch, _ = grid.locate(step)
-        row = epochs.setdefault(
-            epoch, {"epoch": epoch, "expected": grid.samples_per_epoch, "committed": 0, "twice": 0}
-        )
+        row = epochs.setdefault(epoch, {"epoch": epoch, "expected": grid.samples_per_epoch, "committed": 0, "twice": 0})
         row["committed"] += grid.batch_len(step)
         row["twice"] += grid.batch_len(step) if count > 1 else 0
     return list(epochs.values())

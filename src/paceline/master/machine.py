@@ -330,7 +330,9 @@ def _building(job: Job, state: Starting, rank: int, message: FromWorker, now: fl
     match message:
         case WorkerHello():
             hellos = {**state.hellos, rank: message.address}
-            return replace(job, state=replace(state, hellos=hellos)), [Send(job.attempt, rank, _setup(job, state, rank))]
+            return replace(job, state=replace(state, hellos=hellos)), [
+                Send(job.attempt, rank, _setup(job, state, rank))
+            ]
         case Ready():
             ready = {**state.ready, rank: message}
             job = replace(job, state=replace(state, ready=ready))
@@ -378,7 +380,9 @@ def _mismatch(plan: Plan, ready: Mapping[int, Ready]) -> DataMismatch | None:
         return None
     by_node = {f"{_node(plan, rank)} (rank {rank})": found for rank, found in prints.items()}
     return DataMismatch(
-        "the workers built different data: " + "; ".join(f"{node} has {found}" for node, found in by_node.items()) + ".",
+        "the workers built different data: "
+        + "; ".join(f"{node} has {found}" for node, found in by_node.items())
+        + ".",
         "Make the builder return the same samples in the same order on every node (sort file lists, fix versions).",
         fingerprints=by_node,
     )
@@ -529,9 +533,7 @@ def _advance(job: Job, state: Running, now: float) -> Outcome:
 def _judge(job: Job, state: Running, now: float) -> Running:
     """Whether the stop condition has fired, and whether it would have without the clock."""
     training, stop = job.training, job.submission.options.stop
-    seen = Progress(
-        training.step, state.grid.steps_per_epoch, job.elapsed_s + now - state.since, training.history
-    )
+    seen = Progress(training.step, state.grid.steps_per_epoch, job.elapsed_s + now - state.since, training.history)
     without_clock = fired(stop, replace(seen, elapsed_s=0.0))
     return replace(state, stopping=without_clock or fired(stop, seen), reproducible=bool(without_clock))
 

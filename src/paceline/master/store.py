@@ -181,9 +181,9 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
 
 def _migrate(connection: Connection) -> None:
     """Bring the schema to HEAD. Alembic is loaded only when there is something to do: it costs a start 0.3 s."""
-    if inspect(connection).has_table("alembic_version"):
-        if connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD:
-            return
+    known = inspect(connection).has_table("alembic_version")
+    if known and connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD:
+        return
     from alembic import command
     from alembic.config import Config
 

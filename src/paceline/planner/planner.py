@@ -132,7 +132,11 @@ def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple
     flop = 6.0 * (facts.parameters or 0) * options.batch_size
     slots = sum(len(room.now) for room in rooms)
     if flop < WORTH_SPLITTING_FLOP:
-        known = f"a step is about {flop:.2g} FLOP" if facts.parameters else "the model's size is not known before it is built"
+        known = (
+            f"a step is about {flop:.2g} FLOP"
+            if facts.parameters
+            else "the model's size is not known before it is built"
+        )
         return 1, f"1 worker: {known}, and exchanging gradients pays from {WORTH_SPLITTING_FLOP:.0e} on"
     workers = max(1, min(slots, options.microbatches))
     return workers, f"{workers} of {slots} free places: a step is at least {flop:.2g} FLOP"
@@ -144,12 +148,12 @@ def _take(rooms: Sequence[Room], wanted: int) -> list[Slot]:
     return [slot for room in order for slot in room.now][:wanted]
 
 
-def _unplaceable(
-    rooms: Sequence[Room], options: TrainOptions, memory: int, device: str, wanted: int
-) -> Unplaceable:
+def _unplaceable(rooms: Sequence[Room], options: TrainOptions, memory: int, device: str, wanted: int) -> Unplaceable:
     needs = f"{wanted} worker(s) with {options.threads} core(s) and {_gib(memory)} each on {device}"
     if not rooms:
-        return Unplaceable(f"the job needs {needs}, and the cluster has no nodes.", "Add one with `paceline join`.", busy=False)
+        return Unplaceable(
+            f"the job needs {needs}, and the cluster has no nodes.", "Add one with `paceline join`.", busy=False
+        )
     now = sum(len(room.now) for room in rooms)
     idle = sum(room.idle for room in rooms)
     best = max(rooms, key=lambda room: (room.idle, room.node.cores, room.node.memory))
@@ -163,13 +167,17 @@ def _unplaceable(
     fixes += ["threads=1"] if options.threads > 1 else []
     fixes += ["a smaller memory="] if options.resources.memory else []
     fixes += ["device='cpu'"] if device != "cpu" else []
-    return Unplaceable(fact, f"Use {', '.join(fixes) or 'a smaller model'}, or add a node with `paceline join`.", busy=False)
+    return Unplaceable(
+        fact, f"Use {', '.join(fixes) or 'a smaller model'}, or add a node with `paceline join`.", busy=False
+    )
 
 
 def _reason(room: Room, workers: Sequence[Placement], memory: int, hardware_class: str) -> NodeReason:
     mine = sum(worker.node_id == room.node.id for worker in workers)
     if mine:
-        return NodeReason(node=room.node.name, taken=True, reason=f"takes {mine} of {len(room.now)} places; {room.limit}")
+        return NodeReason(
+            node=room.node.name, taken=True, reason=f"takes {mine} of {len(room.now)} places; {room.limit}"
+        )
     if room.now:
         reason = f"not needed: the {len(workers)} worker(s) fit on fewer nodes; {room.limit}"
     elif room.node.hardware_class != hardware_class or room.limit.startswith("not among"):

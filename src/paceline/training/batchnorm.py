@@ -17,7 +17,8 @@ from paceline.errors import InvalidSpec
 class BatchNormPool:
     """Collects each cell's batch statistics and applies the pooled update.
 
-    A cell's row holds, for each layer of C channels, the count n, then C sums of n * mean and C sums of n * (biased variance + mean²).
+    A cell's row holds, for each layer of C channels, the count n, then C sums of n * mean and C sums of
+    n * (biased variance + mean²).
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -112,7 +112,7 @@ class DatasetSource:
         return iter(
             DataLoader(
                 self._seeded,
-                batch_sampler=keys,  # type: ignore[arg-type]
+                batch_sampler=keys,
                 collate_fn=self._collate,
                 num_workers=max(1, min(4, (os.cpu_count() or 2) - 1)),
                 prefetch_factor=PREFETCHED_BATCHES,
@@ -184,7 +184,7 @@ def fingerprint(source: Source) -> str:
 
 
 def _hash_into(total: hashlib._Hash, item: Any) -> None:
-    """Add an item's contents; an object of an unknown kind counts by its type alone, as its repr may hold an address."""
+    """Add an item's contents; an object of an unknown kind counts by its type alone, its repr may hold an address."""
     total.update(type(item).__name__.encode())
     if isinstance(item, torch.Tensor):
         total.update(item.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

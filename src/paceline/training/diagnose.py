@@ -38,9 +38,9 @@ def diagnose(failed: NonFiniteStep, program: Program, grid: Grid) -> NonFinite |
             shown = ", ".join(map(str, samples[:NAMED_SAMPLES])) + (", …" if len(samples) > NAMED_SAMPLES else "")
             epoch, _ = grid.locate(failed.step)
             return NonFinite(
-                f"training became non-finite at step {failed.step} (epoch {epoch}, microbatch {cell}, samples {shown}); "
-                f"first seen in {layer}; the batch's loss is {failed.loss}.",
-                "Check those samples for NaN or extreme values; else lower the learning rate or set clip_grad_norm=1.0.",
+                f"training became non-finite at step {failed.step} (epoch {epoch}, microbatch {cell}, samples {shown}),"
+                f" first seen in {layer}; the batch's loss is {failed.loss}.",
+                "Check those samples for NaN or extreme values; else lower the learning rate or set clip_grad_norm.",
                 step=failed.step,
                 epoch=epoch,
                 microbatch=cell,
@@ -57,7 +57,7 @@ def _first_bad_layer(program: Program, grid: Grid, step: int, cell: int, batch: 
     seen: list[str] = []
     hooks = [
         module.register_forward_hook(
-            lambda _m, _i, output, name=name: seen.append(name) if not _finite(output) else None  # type: ignore[misc]
+            lambda _m, _i, output, name=name: seen.append(name) if not _finite(output) else None
         )
         for name, module in program.model.named_modules()
         if name

@@ -31,7 +31,7 @@ def cell_share(num_cells: int, rank: int, world: int) -> tuple[int, int]:
 def evaluate(
     program: Program, source: Source, cell_size: int, rank: int, world: int
 ) -> tuple[int, list[tuple[float, ...]], dict[str, float]]:
-    """(first cell, one row a cell, finals). A row: samples, then sample-weighted sums of val_loss and each plain metric.
+    """(first cell, one row a cell, finals). A row: samples, then sums over them of val_loss and each plain metric.
 
     Stateful metrics can't be summed: where there are any, rank 0 takes the whole grid and computes them in order.
     """

@@ -30,7 +30,7 @@ class CellAccumulator:
     def __init__(self, parameters: Sequence[torch.nn.Parameter], share: tuple[int, int], num_cells: int) -> None:
         self._parameters = parameters
         self._first, self._end = share
-        self._sum: TreeSum = TreeSum(num_cells, add_gradients)
+        self._sum: TreeSum[Gradients] = TreeSum(num_cells, add_gradients)
 
     def cell_done(self, cell: int) -> None:
         """Call after each cell's backward, in order."""
@@ -87,9 +87,7 @@ class GradientSum:
         dtypes = sorted({p.dtype for p in parameters}, key=str)
         self._layouts = [FlatLayout(parameters, dtype, group.world) for dtype in dtypes]
 
-    def total(
-        self, partials: dict[Block, Gradients], shares: Sequence[tuple[int, int]], num_cells: int
-    ) -> Gradients:
+    def total(self, partials: dict[Block, Gradients], shares: Sequence[tuple[int, int]], num_cells: int) -> Gradients:
         """The gradients of the whole batch, the same bits on every worker."""
         if self._group.world == 1:
             (whole,) = partials.values()

@@ -63,9 +63,7 @@ class WorkerGroup:
             dist.all_gather(everyone, padded)
         return torch.cat([their[:count] for their, count in zip(everyone, counts, strict=True)]).cpu()
 
-    def reduce(
-        self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int
-    ) -> torch.Tensor:
+    def reduce(self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int) -> torch.Tensor:
         """Sum all workers' partial sums along the grid's tree; every worker gets the same bits, shape (length,).
 
         partials: one row for each tree node of this rank's share, shape (nodes, length); `world` divides the length.

@@ -57,7 +57,13 @@ class TrainingJob:
     """Built from a Setup; then does what each round asks. `send` may be called from any thread."""
 
     def __init__(
-        self, setup: Setup, cache: NodeCache, blobs: BlobStore, scratch: Path, address: str, send: Callable[[Message], None]
+        self,
+        setup: Setup,
+        cache: NodeCache,
+        blobs: BlobStore,
+        scratch: Path,
+        address: str,
+        send: Callable[[Message], None],
     ) -> None:
         submission, self._options = setup.submission, setup.submission.options
         options = self._options
@@ -131,9 +137,7 @@ class TrainingJob:
         self._pool.refuse_other_updates()
         self._next_step = order.to_step
         samples = self.grid.samples_seen(order.to_step) - self.grid.samples_seen(order.from_step)
-        return Trained(
-            to_step=order.to_step, losses=tuple(losses), samples=samples, seconds=time.monotonic() - started
-        )
+        return Trained(to_step=order.to_step, losses=tuple(losses), samples=samples, seconds=time.monotonic() - started)
 
     def _report(self, from_step: int, step: int, loss: float, seconds: float) -> None:
         samples = self.grid.samples_seen(step) - self.grid.samples_seen(from_step)

@@ -8,7 +8,7 @@ its share, and the nodes are then joined along the same tree, so that every spli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 Block = tuple[int, int]
@@ -34,7 +34,7 @@ def _end(level: int, k: int, num_cells: int) -> int:
     return min((k + 1) << level, num_cells)
 
 
-class TreeSum:
+class TreeSum(Generic[T]):
     """Adds up the cells of one share, in order, holding at most one value a level.
 
     `add(into, other)` adds in place and returns the sum; it is the only arithmetic here.
@@ -43,7 +43,7 @@ class TreeSum:
     def __init__(self, num_cells: int, add: Callable[[T, T], T]) -> None:
         self._num_cells = num_cells
         self._add = add
-        self._stack: list[tuple[Block, T]] = []  # type: ignore[valid-type]
+        self._stack: list[tuple[Block, T]] = []
 
     def push(self, block: Block, value: T) -> None:
         """Take the next block, joining it with its sibling wherever both are here."""
@@ -71,7 +71,7 @@ class TreeSum:
 
 def root_sum(partials: dict[Block, T], num_cells: int, add: Callable[[T, T], T]) -> T:
     """Join the tree nodes of all workers into the sum over all cells. Raises KeyError where a cell is missing."""
-    joined: TreeSum = TreeSum(num_cells, add)
+    joined: TreeSum[T] = TreeSum(num_cells, add)
     for block in sorted(partials, key=lambda b: b[1] << b[0]):
         joined.push(block, partials[block])
     final = joined.partials()

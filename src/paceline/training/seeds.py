@@ -24,7 +24,7 @@ def make_deterministic(threads: int, reproducible: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # filling fresh memory only serves code that reads it uninitialised, and costs a pass over every tensor
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def seed_microbatch(seed: int, step: int, cell: int) -> None:

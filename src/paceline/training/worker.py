@@ -109,5 +109,5 @@ def _interface(address: str) -> str:
     """The network interface that holds `address`; gloo hangs for minutes when it picks another by itself."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
-            return name
+            return str(name)
     return "lo"

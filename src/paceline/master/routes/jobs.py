@@ -108,7 +108,9 @@ def view(master: Master, row: JobRow) -> JobView:
 def _finite(row: JobRow) -> list[dict[str, float | None]]:
     """The evaluations; JSON has no NaN, so it becomes null."""
     history = row.training.get("history", [])
-    return [{k: v if isinstance(v, int | float) and abs(v) < float("inf") else None for k, v in h.items()} for h in history]
+    return [
+        {k: v if isinstance(v, int | float) and abs(v) < float("inf") else None for k, v in h.items()} for h in history
+    ]
 
 
 @router.post("", status_code=201)
