@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 DEFAULT_PORT = 8470
+LogLevel = Literal["info", "warning"]
 
 
 class MasterSettings(BaseModel):
@@ -31,6 +32,7 @@ class MasterSettings(BaseModel):
     tls_key: Path | None = None
     tls_ca: Path | None = None
     parent_pipe: bool = False
+    log_level: LogLevel = "info"
 
     @property
     def scheme(self) -> str:

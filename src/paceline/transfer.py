@@ -55,7 +55,7 @@ def unreachable(url: httpx.URL | str, cause: Exception) -> MasterUnreachable:
 class BlobStore:
     """The master's blobs, from outside. `http` carries the base address and the token.
 
-    A broken connection is tried again from the last byte that arrived, up to ATTEMPTS times.
+    A broken connection is taken up again at the last byte that arrived, ATTEMPTS times without progress.
     """
 
     def __init__(self, http: httpx.Client, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -72,19 +72,19 @@ class BlobStore:
 
     def upload(self, name: str, data: Bytes) -> None:
         """Send a blob. name: its sha256. Raises Corrupt where the master got other bytes than the name says."""
-        self._resumed(lambda: self._send_rest(name, data))
-
-    def _send_rest(self, name: str, data: Bytes) -> None:
-        total = len(data)
-        offset = 0
+        offset, failures = 0, 0
         while True:
             chunk = bytes(data[offset : offset + CHUNK_BYTES])
-            answer = raise_for(
-                self._http.put(f"/api/v1/blobs/{name}", params={"offset": offset, "total": total}, content=chunk)
-            ).json()
-            offset = answer["received"]  # where the master is; after a broken upload this jumps ahead
+            where = {"offset": offset, "total": len(data)}
+            try:
+                answer = raise_for(self._http.put(f"/api/v1/blobs/{name}", params=where, content=chunk)).json()
+            except httpx.TransportError as error:
+                failures = self._failed(failures, error)
+                continue
             if answer["complete"]:
                 return
+            # where the master is: further than we think, where it got a chunk whose answer was lost
+            offset, failures = answer["received"], 0
 
     def upload_file(self, path: Path) -> str:
         """Send a file; return the blob's name."""
@@ -101,13 +101,22 @@ class BlobStore:
         handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         try:
-            self._resumed(lambda: self._fetch_rest(name, Path(part)))
+            self._fetch(name, Path(part))
             _check(name, Path(part))
             os.replace(part, path)
         except OSError as error:
             raise disk_error(error, path) from error
         finally:
             Path(part).unlink(missing_ok=True)
+
+    def _fetch(self, name: str, part: Path) -> None:
+        failures = 0
+        while True:
+            before = part.stat().st_size
+            try:
+                return self._fetch_rest(name, part)
+            except httpx.TransportError as error:
+                failures = self._failed(0 if part.stat().st_size > before else failures, error)
 
     def _fetch_rest(self, name: str, part: Path) -> None:
         have = part.stat().st_size
@@ -120,14 +129,12 @@ class BlobStore:
                 for chunk in response.iter_bytes(CHUNK_BYTES):
                     file.write(chunk)
 
-    def _resumed(self, transfer: Callable[[], None]) -> None:
-        for attempt in range(ATTEMPTS):
-            try:
-                return transfer()
-            except httpx.TransportError as error:
-                if attempt == ATTEMPTS - 1:
-                    raise unreachable(self._http.base_url, error) from error
-                self._sleep(0.2 * 2**attempt)
+    def _failed(self, failures: int, error: httpx.TransportError) -> int:
+        """Count a failure and pause. Raises MasterUnreachable at ATTEMPTS in a row without progress."""
+        if failures + 1 >= ATTEMPTS:
+            raise unreachable(self._http.base_url, error) from error
+        self._sleep(0.2 * 2**failures)
+        return failures + 1
 
 
 def _check(name: str, path: Path) -> None:

@@ -54,6 +54,8 @@ def embed(folder: Path | None, agents: int = 1, cores: int | None = None, engine
     """A master for this process alone. agents, cores: nodes to emulate on this machine, and the cores of each."""
     temporary = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
     where = Path(temporary.name) if temporary else Path(folder or ".")
-    settings = MasterSettings(folder=where, port=0, agents=agents, cores=cores, engine=engine, parent_pipe=True)
+    settings = MasterSettings(
+        folder=where, port=0, agents=agents, cores=cores, engine=engine, parent_pipe=True, log_level="warning"
+    )
     process, ready = start_master(settings)
     return EmbeddedMaster(process, ready["url"], ready["token"], temporary)

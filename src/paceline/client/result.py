@@ -36,6 +36,11 @@ class Result:
     _template: Any = field(default=None, repr=False)
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The values of the evaluation at the delivered model's step: with keep="best:…", the best one's."""
+        return next(values for values in reversed(self.history) if values["step"] == self.step)
+
+    @property
     def state_dict(self) -> dict[str, Any]:
         """Name -> tensor, on the CPU."""
         from safetensors.torch import load_file

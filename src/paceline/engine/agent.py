@@ -26,6 +26,7 @@ from paceline.engine import facts
 from paceline.engine.protocol import AgentArgs
 from paceline.engine.warm import WarmWorkers
 from paceline.errors import PacelineError, Unauthorized, from_json
+from paceline.log import configure_log
 from paceline.messages import (
     MAX_MESSAGE_BYTES,
     AgentHello,
@@ -230,11 +231,12 @@ async def _serve_parent() -> None:
     parent = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
-    await run_agent(AgentArgs.model_validate_json(await parent.readline()), parent)
+    args = AgentArgs.model_validate_json(await parent.readline())
+    configure_log(args.log_level)
+    await run_agent(args, parent)
 
 
 def main() -> int:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         asyncio.run(_serve_parent())
     except PacelineError as error:

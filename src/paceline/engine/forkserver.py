@@ -7,6 +7,7 @@ code itself. At the end of stdin, with its agent gone, it ends its workers and i
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -16,6 +17,9 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it, which takes seconds
+import torch.utils.data  # noqa: F401
 
 import paceline.training.worker
 from paceline.training.channel import WorkerEnv
@@ -125,7 +129,8 @@ def main() -> None:
     if threading.active_count() != 1:
         raise RuntimeError(f"a fork server must have one thread; imports started {threading.enumerate()}")
     Path("/proc/self/comm").write_text("paceline-warm") if Path("/proc/self/comm").exists() else None
-    ForkServer().serve()
+    with contextlib.suppress(BrokenPipeError):  # the agent is gone before anyone was started
+        ForkServer().serve()
 
 
 if __name__ == "__main__":

@@ -6,32 +6,52 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import threading
 
 from paceline.engine.protocol import AgentArgs
+from paceline.errors import Unauthorized, VersionMismatch
+
+WATCH_EVERY_S = 1.0
+REFUSED = (Unauthorized.exit_code, VersionMismatch.exit_code)
 
 
-@dataclass
 class LocalEngine:
     """agents: how many nodes to emulate on this machine; one, with all its cores, is the ordinary case.
 
-    cores: that each agent says it has; None for what the machine has.
+    cores: that each agent says it has; None for what the machine has. An agent that dies is started again.
     """
 
-    agents: int = 1
-    cores: int | None = None
-    name: str = "local"
-    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    name = "local"
+
+    def __init__(self, agents: int = 1, cores: int | None = None) -> None:
+        host = socket.gethostname()
+        self._names = [host] if agents == 1 else [f"{host}-{number}" for number in range(agents)]
+        self._cores = cores
+        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def start(self, args: AgentArgs) -> None:
-        host = socket.gethostname()
-        for number in range(self.agents):
-            node = host if self.agents == 1 else f"{host}-{number}"
-            own = args.model_copy(update={"name": node, "cores": self.cores})
-            self._processes.append(spawn_agent(own))
+        self._cover(args)
+        self._watcher = threading.Thread(target=self._watch, args=(args,), name="local-agents", daemon=True)
+        self._watcher.start()
+
+    def _watch(self, args: AgentArgs) -> None:
+        while not self._closing.wait(WATCH_EVERY_S):
+            self._cover(args)
+
+    def _cover(self, args: AgentArgs) -> None:
+        """A living agent for each node, except one that the master refused."""
+        for name in self._names:
+            known = self._agents.get(name)
+            if known is None or known.poll() not in (None, *REFUSED):
+                self._agents[name] = spawn_agent(args.model_copy(update={"name": name, "cores": self._cores}))
 
     def close(self) -> None:
-        for process in self._processes:
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        for process in self._agents.values():
             end_agent(process)
 
 

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
+from paceline.settings import LogLevel
+
 
 class AgentArgs(BaseModel):
     """All that an agent is told, as one JSON line on its stdin: no secret is in its arguments or environment.
@@ -27,6 +29,7 @@ class AgentArgs(BaseModel):
     cores: int | None = None
     blobs: Path | None = None
     ca: Path | None = None
+    log_level: LogLevel = "info"
 
 
 class Engine(Protocol):

@@ -19,8 +19,10 @@ from typing import IO
 
 from paceline.engine.protocol import AgentArgs, Engine
 from paceline.errors import FolderInUse, InvalidSpec, PacelineError
+from paceline.log import configure_log
 from paceline.settings import MasterSettings
 
+NODES_WITHIN_S = 60.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -112,6 +114,7 @@ def run(settings: MasterSettings, answers: IO[str]) -> None:
         folder=settings.folder,
         blobs=settings.folder / "blobs",
         ca=settings.tls_ca,
+        log_level=settings.log_level,
     )
     engine = engine_for(settings)
     try:
@@ -125,12 +128,11 @@ def run(settings: MasterSettings, answers: IO[str]) -> None:
 async def _serve(
     settings: MasterSettings, listener: socket.socket, held: dict[str, str], tell_ready: Callable[[], object]
 ) -> None:
-    import structlog
     import uvicorn
 
     from paceline.master.app import create_app, open_master
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_log(settings.log_level)
     master = open_master(settings.folder)
     for role, token in held.items():
         master.store.add_token(token, role, time.time())
@@ -145,8 +147,11 @@ async def _serve(
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
+    deadline = time.monotonic() + NODES_WITHIN_S
+    while not serving.done() and not (server.started and len(master.cluster.nodes()) >= settings.agents):
         await asyncio.sleep(0.005)
+        if time.monotonic() > deadline:
+            raise PacelineError(f"no agent joined within {NODES_WITHIN_S:.0f} s.", "See its messages above.")
     tell_ready()
     if settings.parent_pipe:
         watching = asyncio.create_task(_parent_ends())

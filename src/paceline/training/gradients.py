@@ -94,9 +94,9 @@ class GradientSum:
             return whole
         result: Gradients = [None] * len(self._parameters)
         for layout in self._layouts:
-            device = self._parameters[layout.indices[0]].device
-            flat = torch.zeros(len(partials), layout.length, dtype=layout.dtype, device=device)
+            flat = torch.zeros(len(partials), layout.length, dtype=layout.dtype, device=self._group.device)
             for row, gradients in zip(flat, partials.values(), strict=True):
                 layout.pack(gradients, row)
-            layout.unpack(self._group.reduce(flat, shares, num_cells), self._parameters, result)
+            total = self._group.reduce(flat, shares, num_cells)
+            layout.unpack(total.to(self._parameters[layout.indices[0]].device), self._parameters, result)
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,41 +28,49 @@ def _peers() -> Iterator[None]:
         raise LostPeer(str(error)) from error
 
 
+def _process_group(store: dist.Store, rank: int, world: int, device: torch.device, timeout: timedelta) -> Any:
+    """NCCL between GPUs, gloo otherwise."""
+    if device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, world, options)
+    return dist.ProcessGroupGloo(store, rank, world, timeout)
+
+
 class WorkerGroup:
-    """Rank `rank` of the workers that share each step's cells. Every wait is bounded by COLLECTIVE_TIMEOUT_S."""
+    """Rank `rank` of the workers that share each step's cells. Every wait is bounded by COLLECTIVE_TIMEOUT_S.
+
+    The process group is our own, not torch's default one: user code that looks for that (torchmetrics, SyncBatchNorm)
+    finds none, and does not wait for workers that do something else.
+    """
 
     def __init__(self, group: Group, rank: int, store: dist.Store | None, device: torch.device) -> None:
         self.rank = rank
         self.world = len(group.shares)
         self.shares = group.shares
-        self._device = device
+        self.device = device if device.type == "cuda" else torch.device("cpu")  # what the exchanges work on
         if self.world == 1:
             return
         timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
         with _peers():
             store = store or dist.TCPStore(group.host, group.port, is_master=False, timeout=timeout)
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                store=dist.PrefixStore(group.key, store),
-                rank=rank,
-                world_size=self.world,
-                timeout=timeout,
-            )
+            self._peers = _process_group(dist.PrefixStore(group.key, store), rank, self.world, device, timeout)
 
     def close(self) -> None:
         if self.world > 1:
-            dist.destroy_process_group()
+            self._peers.shutdown()
 
     def gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """All workers' rows, in rank order. rows: this rank's, float64 on the CPU, shape (counts[rank], width)."""
         if self.world == 1:
             return rows
-        padded = torch.zeros(max(counts), rows.shape[1], dtype=torch.float64, device=self._device)
+        most = max(counts)
+        padded = torch.zeros(most, rows.shape[1], dtype=torch.float64, device=self.device)
         padded[: len(rows)] = rows
-        everyone = [torch.empty_like(padded) for _ in counts]
+        everyone = padded.new_empty(self.world * most, rows.shape[1])
         with _peers():
-            dist.all_gather(everyone, padded)
-        return torch.cat([their[:count] for their, count in zip(everyone, counts, strict=True)]).cpu()
+            self._peers._allgather_base(everyone, padded).wait()
+        return torch.cat([everyone[at * most : at * most + count] for at, count in enumerate(counts)]).cpu()
 
     def reduce(self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int) -> torch.Tensor:
         """Sum all workers' partial sums along the grid's tree; every worker gets the same bits, shape (length,).
@@ -76,11 +85,11 @@ class WorkerGroup:
         received = [len(nodes) * slice_len for nodes in nodes_of]
         incoming = partials.new_empty(sum(received))
         with _peers():
-            dist.all_to_all_single(incoming, outgoing, received, [len(partials) * slice_len] * self.world)
+            self._peers.alltoall_base(incoming, outgoing, received, [len(partials) * slice_len] * self.world).wait()
         slices = iter(incoming.view(-1, slice_len))
         by_node = {node: next(slices) for nodes in nodes_of for node in nodes}
         mine = root_sum(by_node, num_cells, lambda into, other: into.add_(other))
         total = partials.new_empty(partials.shape[1])
         with _peers():
-            dist.all_gather_into_tensor(total, mine.contiguous())
+            self._peers._allgather_base(total, mine.contiguous()).wait()
         return total

@@ -1,0 +1,19 @@
+"""The cluster that tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import paceline as pl
+
+from helpers import wait_until
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[pl.Client]:
+    """A client of an embedded master with one node of eight places: more than cores, so that any worker count fits."""
+    with pl.Client(local=True, cores=8) as client:
+        wait_until(lambda: len(client.nodes()) == 1)
+        yield client

@@ -1,0 +1,32 @@
+"""What several tests need: masters with given settings, and bounded waits."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paceline as pl
+from paceline.client.embedded import EmbeddedMaster, start_master
+from paceline.settings import MasterSettings
+
+
+def wait_until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
+    """Poll until it holds; fail the test where it never does."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {within_s} s"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running_master(folder: Path, **settings: object) -> Iterator[pl.Client]:
+    """A master with these settings, and a client of it."""
+    process, ready = start_master(MasterSettings(folder=folder, port=0, parent_pipe=True, **settings))  # type: ignore[arg-type]
+    master = EmbeddedMaster(process, ready["url"], ready["token"], None)
+    try:
+        with pl.Client(ready["url"], ready["token"]) as client:
+            yield client
+    finally:
+        master.close()
