@@ -12,9 +12,28 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, field_validator
+
 from paceline.errors import Corrupt
 
 MAX_HEADER_BYTES = 100_000_000
+
+
+class _Entry(BaseModel):
+    dtype: str
+    shape: list[NonNegativeInt]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+    @field_validator("data_offsets")
+    @classmethod
+    def _in_order(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"a tensor ends at {value[1]}, before its start at {value[0]}")
+        return value
+
+
+_object = TypeAdapter(dict[str, Any])
+_entries = TypeAdapter(dict[str, _Entry])
 
 
 def file_sha256(path: Path) -> str:
@@ -30,8 +49,8 @@ def model_digest(path: Path) -> str:
         header, data_start = _read_header(file, path.stat().st_size)
         for name in sorted(header):
             entry = header[name]
-            total.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode() + b"\n")
-            start, end = entry["data_offsets"]
+            total.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
+            start, end = entry.data_offsets
             file.seek(data_start + start)
             remaining = end - start
             while remaining:
@@ -43,14 +62,14 @@ def model_digest(path: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _read_header(file: Any, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: Any, size: int) -> tuple[dict[str, _Entry], int]:
     prefix = file.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
         raise Corrupt("the file is not safetensors: its header length is impossible.", "Fetch the file again.")
     try:
-        header = json.loads(file.read(length))
+        header = _object.validate_json(file.read(length))
+        header.pop("__metadata__", None)
+        return _entries.validate_python(header), 8 + length
     except ValueError as broken:
         raise Corrupt(f"the file is not safetensors: {broken}.", "Fetch the file again.") from None
-    header.pop("__metadata__", None)
-    return header, 8 + length

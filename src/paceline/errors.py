@@ -6,7 +6,10 @@ code of the command line.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class PacelineError(Exception):
@@ -163,6 +166,15 @@ class Conflict(PacelineError):
     """The job's state does not allow this."""
 
     code, http_status, exit_code = "conflict", 409, 20
+
+
+def invalid_spec(invalid: ValidationError) -> InvalidSpec:
+    """Pydantic's findings, as the error that users meet."""
+    found = [
+        f"{'.'.join(map(str, e['loc'])) or invalid.title}: {e['msg'].removeprefix('Value error, ')}"
+        for e in invalid.errors(include_url=False)
+    ]
+    return InvalidSpec("; ".join(found) + ".", "Fix the named fields; help() of the class lists them all.")
 
 
 def all_errors() -> list[type[PacelineError]]:

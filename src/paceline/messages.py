@@ -28,11 +28,15 @@ class CheckpointRef(Message):
 
 
 class Group(Message):
-    """The workers that train together. Rank 0 serves the store; `key` is fresh for every forming."""
+    """The workers that train together, by rank, each with its share. The first serves the store at host and port.
+
+    key: fresh for every forming.
+    """
 
     key: str
     host: str
     port: int
+    members: tuple[int, ...]
     shares: tuple[tuple[int, int], ...]
 
 
@@ -45,13 +49,15 @@ class Setup(Message):
     kind: Literal["setup"] = "setup"
     submission: Submission
     rank: int
-    world: int
     device: str
     checkpoint: CheckpointRef | None = None
 
 
 class TrainRound(Message):
-    """From the committed state after `from_step` steps, train up to `to_step`; answer with Trained."""
+    """From the committed state after `from_step` steps, train up to `to_step`; answer with Trained or PeerLost.
+
+    behind: members that have another state; they copy it from `source` first.
+    """
 
     kind: Literal["train"] = "train"
     group: Group
@@ -59,6 +65,8 @@ class TrainRound(Message):
     to_step: int
     mark_best: bool = False
     checkpoint: bool = False
+    behind: tuple[int, ...] = ()
+    source: int | None = None
 
 
 class EvaluateRound(Message):
@@ -77,13 +85,20 @@ class SaveRound(Message):
     which: Literal["last", "best"]
 
 
+class GiveUp(Message):
+    """A member of this group is gone: stop waiting for it. Has no answer of its own."""
+
+    kind: Literal["give_up"] = "give_up"
+    key: str
+
+
 class Finish(Message):
     """The job is over; leave."""
 
     kind: Literal["finish"] = "finish"
 
 
-ToWorker = Annotated[Setup | TrainRound | EvaluateRound | SaveRound | Finish, Field(discriminator="kind")]
+ToWorker = Annotated[Setup | TrainRound | EvaluateRound | SaveRound | GiveUp | Finish, Field(discriminator="kind")]
 
 
 # ---- worker to master ----
@@ -98,7 +113,7 @@ class WorkerHello(Message):
 
 
 class Ready(Message):
-    """Everything is built. fingerprint: of the data, compared over workers. store_port: of rank 0's store."""
+    """Everything is built. fingerprint: of the data, compared over workers. store_port: of this worker's store."""
 
     kind: Literal["ready"] = "ready"
     fingerprint: str
@@ -106,17 +121,19 @@ class Ready(Message):
     val_samples: int
     parameters: int
     hardware_class: str
-    store_port: int | None = None
+    store_port: int
 
 
 class Trained(Message):
-    """The round is done. losses: of every step, the same on all workers."""
+    """The round is done. losses: of every step, the same on all workers. busy_s: its `cells` took, without waits."""
 
     kind: Literal["trained"] = "trained"
-    to_step: int
+    from_step: int
+    step: int
     losses: tuple[float, ...]
-    samples: int
     seconds: float
+    busy_s: float
+    cells: int
 
 
 class Evaluated(Message):
@@ -152,6 +169,16 @@ class Progressed(Message):
     samples_per_s: float
 
 
+class Beat(Message):
+    """Every second: what the worker is doing. step, cells: only progress changes them. stack: of its main thread."""
+
+    kind: Literal["beat"] = "beat"
+    step: int
+    cells: int
+    phase: str
+    stack: str
+
+
 class CheckpointWritten(Message):
     kind: Literal["checkpoint_written"] = "checkpoint_written"
     checkpoint: CheckpointRef
@@ -175,14 +202,20 @@ class WorkerFailed(Message):
 
 
 class PeerLost(Message):
-    """A collective failed: some other worker is gone. The master knows which; this worker waits for its word."""
+    """An exchange failed: some other worker is gone. The master knows which; this worker waits for its word.
+
+    step: this worker's state is that after so many steps; losses: of the round's steps that it completed.
+    """
 
     kind: Literal["peer_lost"] = "peer_lost"
+    step: int
+    losses: tuple[float, ...]
     reason: str
 
 
 FromWorker = Annotated[
     WorkerHello
+    | Beat
     | Ready
     | Trained
     | Evaluated
@@ -224,11 +257,12 @@ class StartWorker(Message):
 
 
 class StopWorkers(Message):
-    """End all workers of an attempt, at once."""
+    """End workers of an attempt, at once: those of these ranks, or all."""
 
     kind: Literal["stop_workers"] = "stop_workers"
     job_id: str
     attempt: int
+    ranks: tuple[int, ...] | None = None
 
 
 ToAgent = Annotated[Welcome | Refused | StartWorker | StopWorkers, Field(discriminator="kind")]

@@ -35,6 +35,7 @@ class Node(BaseModel):
     free_memory: int
     free_devices: tuple[int, ...] = ()
     load: float = 0.0
+    draining: bool = False
 
 
 class Placement(BaseModel):
@@ -60,7 +61,7 @@ class NodeReason(BaseModel):
 
 
 class Plan(BaseModel):
-    """The master's decision for a job."""
+    """The master's decision for a job. most_workers: as many as it would use, if more places were free."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,6 +71,7 @@ class Plan(BaseModel):
     cores_per_worker: int
     memory_per_worker: int
     microbatches: int
+    most_workers: int
     summary: str
     reasons: tuple[NodeReason, ...]
 

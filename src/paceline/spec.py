@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from paceline.errors import InvalidSpec, NotYetSupported
+from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
 from paceline.stop import Metric, Patience, StopCondition, better, leaves, must_end, step_bound
 
 DEFAULT_MICROBATCHES = 8
@@ -54,6 +54,12 @@ class Resources(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     memory: PositiveInt | None = None
     nodes: tuple[str, ...] | None = None
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as invalid:
+            raise invalid_spec(invalid) from None
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -127,8 +133,8 @@ class TrainOptions(BaseModel):
             raise InvalidSpec(
                 f"stop={self.stop} may never be met.", "Add a bound: `| pl.MaxEpochs(100)` or `| pl.MaxTime('1h')`."
             )
-        if self.microbatches > self.batch_size:
-            object.__setattr__(self, "microbatches", self.batch_size)
+        cell_size = -(-self.batch_size // self.microbatches)  # 10 samples in 8 cells of 2 are 5: that is their number
+        object.__setattr__(self, "microbatches", -(-self.batch_size // cell_size))
         return self
 
 
@@ -165,7 +171,7 @@ class TrainSpec(TrainOptions):
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
-            raise InvalidSpec(*explain(invalid)) from None
+            raise invalid_spec(invalid) from None
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -247,12 +253,6 @@ def _names_used(spec: TrainSpec) -> list[tuple[str, str]]:
     used = [(str(leaf), leaf.name) for leaf in leaves(spec.stop) if isinstance(leaf, Metric | Patience)]
     metric = Keep.parse(spec.keep).metric
     return used if metric is None else [*used, (f"keep={spec.keep!r}", metric)]
-
-
-def explain(invalid: ValidationError) -> tuple[str, str]:
-    """Pydantic's findings as (fact, remedy)."""
-    found = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in invalid.errors(include_url=False)]
-    return "; ".join(found) + ".", "Fix the named fields; help(paceline.TrainSpec) lists them all."
 
 
 class PackageRef(BaseModel):

@@ -8,7 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from paceline.errors import invalid_spec
 
 BETTER_WHEN_LOWER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
 BETTER_WHEN_HIGHER = ("accuracy", "acc", "f1", "auc", "precision", "recall", "r2", "iou")
@@ -27,6 +37,12 @@ class Progress:
 class _Condition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as invalid:
+            raise invalid_spec(invalid) from None
+
     def __or__(self, other: StopCondition) -> AnyOf:
         return AnyOf(conditions=(self, other))
 
@@ -41,7 +57,7 @@ class MaxEpochs(_Condition):
     epochs: PositiveInt
 
     def __init__(self, epochs: int, **kwargs: Any) -> None:
-        BaseModel.__init__(self, epochs=epochs, **kwargs)
+        super().__init__(epochs=epochs, **kwargs)
 
     def __str__(self) -> str:
         return f"MaxEpochs({self.epochs})"
@@ -54,7 +70,7 @@ class MaxSteps(_Condition):
     steps: PositiveInt
 
     def __init__(self, steps: int, **kwargs: Any) -> None:
-        BaseModel.__init__(self, steps=steps, **kwargs)
+        super().__init__(steps=steps, **kwargs)
 
     def __str__(self) -> str:
         return f"MaxSteps({self.steps})"
@@ -70,7 +86,7 @@ class MaxTime(_Condition):
     seconds: float = Field(gt=0, allow_inf_nan=False)
 
     def __init__(self, seconds: float | str, **kwargs: Any) -> None:
-        BaseModel.__init__(self, seconds=seconds, **kwargs)
+        super().__init__(seconds=seconds, **kwargs)
 
     @field_validator("seconds", mode="before")
     @classmethod
@@ -95,7 +111,7 @@ class Metric(_Condition):
     at_most: float | None = None
 
     def __init__(self, name: str, *, at_least: float | None = None, at_most: float | None = None, **kw: Any) -> None:
-        BaseModel.__init__(self, name=name, at_least=at_least, at_most=at_most, **kw)
+        super().__init__(name=name, at_least=at_least, at_most=at_most, **kw)
 
     @model_validator(mode="after")
     def _one_bound(self) -> Metric:
@@ -121,7 +137,7 @@ class Patience(_Condition):
     mode: Literal["min", "max"]
 
     def __init__(self, name: str, evaluations: int, mode: Literal["min", "max"] | None = None, **kw: Any) -> None:
-        BaseModel.__init__(self, name=name, evaluations=evaluations, mode=mode or better(name), **kw)
+        super().__init__(name=name, evaluations=evaluations, mode=mode or better(name), **kw)
 
     @field_validator("mode", mode="before")
     @classmethod

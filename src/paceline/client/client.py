@@ -101,6 +101,10 @@ class Client:
         """The cluster's nodes."""
         return [Node.model_validate(node) for node in self.get("/nodes")]
 
+    def drain(self, node: str) -> None:
+        """Give a node back: its workers leave at the next round, as soon as others can go on."""
+        raise_for(self.http.post(f"/api/v1/nodes/{node}/drain"))
+
     def _upload(self, packed: Packed) -> None:
         for name in self.blobs.missing(packed.blobs):
             self.blobs.upload(name, packed.blobs[name])

@@ -65,28 +65,28 @@ class Job:
 
     def logs(self) -> str:
         """What the workers have printed so far, each line behind `[attempt.rank]`."""
-        return "".join(text for text in self._log_pages())
+        return "".join(text for text, _ in self._log_pages())
 
     def follow_logs(self) -> Iterator[str]:
-        """The log in pieces as it grows, until the job ends."""
+        """The log in pieces as it grows, until the job and its workers have ended."""
         offset = 0
         while True:
-            ended = self.state in ENDED
-            for text in (pages := self._log_pages(offset)):
+            ended = self.state in ENDED and not self.workers()  # a worker's last lines come before its end
+            for text, end in self._log_pages(offset):
                 yield text
-                offset += len(text.encode())
-            pages.close()
+                offset = end
             if ended:
                 return
             time.sleep(0.5)
 
-    def _log_pages(self, offset: int = 0) -> Any:
+    def _log_pages(self, offset: int = 0) -> Iterator[tuple[str, int]]:
+        """(text, where it ended in bytes), from a byte offset on."""
         while True:
             page = self._client.get(f"/jobs/{self.id}/logs", offset=offset)
             if not page["text"]:
                 return
             offset = page["next_offset"]
-            yield page["text"]
+            yield page["text"], offset
 
     def workers(self) -> list[dict[str, Any]]:
         """The live workers: `rank, node, pid, share, last_step` of each."""
@@ -95,6 +95,10 @@ class Job:
     def ledger(self) -> list[dict[str, int]]:
         """Per epoch: samples `expected`, `committed`, and committed `twice`."""
         return list(self._client.get(f"/jobs/{self.id}/ledger"))
+
+    def scale(self, workers: int) -> None:
+        """Train with so many workers from the next round on, as far as nodes are free; the model stays the same."""
+        self._client.post(f"/jobs/{self.id}/scale?workers={workers}")
 
     def cancel(self) -> None:
         """End the job without a model; a job that has ended stays as it is."""

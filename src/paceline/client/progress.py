@@ -52,7 +52,7 @@ class _Shown:
                 self._progress.console.print(evaluation_line(data), highlight=False)
             case "warning":
                 self._progress.console.print(f"warning  {data.get('fact', '')}", highlight=False)
-            case "worker_lost":
+            case "worker_lost" | "attempt_lost":
                 self._progress.console.print(f"lost     {data['reason']}", highlight=False)
 
     def _state(self, data: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import socket
 import ssl
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Agent:
             case StartWorker():
                 self._start(order)
             case StopWorkers():
-                self._end_workers(lambda o: (o.job_id, o.attempt) == (order.job_id, order.attempt))
+                self._end_workers(lambda o: (o.job_id, o.attempt) == (order.job_id, order.attempt), order.ranks)
 
     def _start(self, order: StartWorker) -> None:
         key = f"{order.job_id}.{order.attempt}.{order.rank}"
@@ -173,9 +174,9 @@ class Agent:
         )
         self._warm.start(key, env.model_dump())
 
-    def _end_workers(self, which: Any) -> None:
+    def _end_workers(self, which: Callable[[StartWorker], bool], ranks: tuple[int, ...] | None = None) -> None:
         for key, worker in self._workers.items():
-            if which(worker.order):
+            if which(worker.order) and (ranks is None or worker.order.rank in ranks):
                 self._warm.kill(key)
 
     def _started(self, key: str, pid: int) -> None:

@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it, which takes seconds
+import torch._dynamo
 import torch.utils.data  # noqa: F401
 
 import paceline.training.worker

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from paceline.errors import NotFound
 from paceline.messages import AgentHello, Load, Message, StartWorker, StopWorkers
-from paceline.plan import Node, Placement, Plan
+from paceline.plan import Node, Placement
 
 SendMessage = Callable[[Message], None]
 WorkerKey = tuple[str, int, int]  # job, attempt, rank
@@ -23,6 +23,7 @@ class NodeLink:
     send: SendMessage
     available_memory: int
     load: float = 0.0
+    draining: bool = False
 
 
 @dataclass
@@ -62,6 +63,12 @@ class Cluster:
             del self.workers[key]
         return lost
 
+    def drain(self, node_id: str) -> None:
+        """Give the node no more workers. Raises NotFound."""
+        if node_id not in self._nodes:
+            raise NotFound(f"there is no node {node_id!r}.", "`paceline nodes` lists them.")
+        self._nodes[node_id].draining = True
+
     def report(self, node_id: str, load: Load) -> None:
         link = self._nodes[node_id]
         link.available_memory, link.load = load.available_memory, load.load
@@ -83,16 +90,17 @@ class Cluster:
             cores=hello.cores,
             memory=hello.memory,
             devices=hello.devices,
-            free_cores=hello.cores - sum(worker.threads for worker in held),
+            free_cores=0 if link.draining else hello.cores - sum(worker.threads for worker in held),
             free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
             free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
             load=link.load,
+            draining=link.draining,
         )
 
-    def start(self, job_id: str, attempt: int, plan: Plan) -> None:
-        """Ask the agents for all workers of a plan."""
-        for placement in plan.workers:
-            worker = WorkerLink(placement, plan.cores_per_worker, plan.memory_per_worker)
+    def start(self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int) -> None:
+        """Ask the agents for these workers. threads, memory: that each of them holds."""
+        for placement in placements:
+            worker = WorkerLink(placement, threads, memory)
             self.workers[(job_id, attempt, placement.rank)] = worker
             link = self._nodes.get(placement.node_id)
             if link is not None:
@@ -102,16 +110,16 @@ class Cluster:
                         attempt=attempt,
                         rank=placement.rank,
                         secret=worker.secret,
-                        threads=plan.cores_per_worker,
+                        threads=threads,
                         device=placement.device,
                     )
                 )
 
-    def stop(self, job_id: str, attempt: int) -> None:
-        """Ask the agents to end all workers of an attempt."""
-        for node_id in {w.placement.node_id for key, w in self.workers.items() if key[:2] == (job_id, attempt)}:
+    def stop(self, job_id: str, attempt: int, ranks: tuple[int, ...] | None = None) -> None:
+        """Ask the agents to end an attempt's workers: those of these ranks, or all."""
+        for node_id in {worker.placement.node_id for worker in self.of_attempt(job_id, attempt).values()}:
             if node_id in self._nodes:
-                self._nodes[node_id].send(StopWorkers(job_id=job_id, attempt=attempt))
+                self._nodes[node_id].send(StopWorkers(job_id=job_id, attempt=attempt, ranks=ranks))
 
     def of_attempt(self, job_id: str, attempt: int) -> dict[int, WorkerLink]:
         """The attempt's workers that are not known to have ended, by rank."""

@@ -11,15 +11,28 @@ from typing import Any
 import structlog
 
 from paceline.errors import DiskFull, Unplaceable
-from paceline.master import machine
+from paceline.master import machine, states
 from paceline.master.cluster import Cluster, WorkerKey
 from paceline.master.feed import Feed, FeedEvent
-from paceline.master.machine import Answer, AttemptEnded, Event, Job, Lost, Planned
 from paceline.master.models import JobRow
+from paceline.master.states import (
+    Answer,
+    AttemptEnded,
+    Event,
+    Job,
+    Lost,
+    NodeDraining,
+    Planned,
+    Queued,
+    Recruited,
+    Running,
+    Starting,
+    Waiting,
+)
 from paceline.master.store import Store
 from paceline.messages import FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import plan as make_plan
+from paceline.planner.planner import one_more, plan_workers
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
@@ -48,11 +61,11 @@ class Controller:
             scheduling.cancel()
 
     async def _resume(self, row: JobRow) -> None:
-        checkpoint = machine.Checkpoint.model_validate(row.checkpoint) if row.checkpoint else None
+        checkpoint = states.Checkpoint.model_validate(row.checkpoint) if row.checkpoint else None
         submission = Submission.model_validate(row.submission)
         job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoint)
         self._adopt(job, row)
-        await self._apply(job, commands, None)
+        await self._apply(job, commands)
 
     def _adopt(self, job: Job, row: JobRow) -> None:
         self._jobs[job.id] = job
@@ -76,7 +89,7 @@ class Controller:
     def check_placeable(self, submission: Submission) -> None:
         """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
         try:
-            make_plan(self._cluster.nodes(), submission.options, submission.facts)
+            plan_workers(self._cluster.nodes(), submission.options, submission.facts)
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise
@@ -86,7 +99,7 @@ class Controller:
 
     def queue(self) -> list[str]:
         """Ids of the jobs that wait for nodes, in the order in which they will get them."""
-        waiting = [j.id for j in self._jobs.values() if isinstance(j.state, machine.Queued | machine.Waiting)]
+        waiting = [j.id for j in self._jobs.values() if isinstance(j.state, Queued | Waiting)]
         return sorted(waiting, key=lambda job_id: self._order[job_id])
 
     # ---- from agents and workers ----
@@ -98,7 +111,7 @@ class Controller:
         job_id, attempt, rank = key
         worker = self._cluster.workers.get(key)
         if worker is not None and isinstance(message, Progressed | Trained):
-            worker.last_step = message.step if isinstance(message, Progressed) else message.to_step
+            worker.last_step = message.step
         if isinstance(message, Progressed):
             self._feed.publish(job_id, FeedEvent(None, time.time(), "live", message.model_dump(exclude={"kind"})))
         else:
@@ -117,6 +130,12 @@ class Controller:
             self.worker_ended(key, f"node {node_id} is gone")
         self.capacity_changed()
 
+    def drain(self, node_id: str) -> None:
+        """Give a node back: its workers leave at the next round, as soon as others can go on. Raises NotFound."""
+        self._cluster.drain(node_id)
+        for job_id in self._jobs:
+            self.post(job_id, NodeDraining(node_id))
+
     def log_lines(self, lines: LogLines) -> None:
         """Append what a worker printed to its job's log, each line behind the worker's name."""
         prefix = f"[{lines.attempt}.{lines.rank}] "
@@ -131,18 +150,18 @@ class Controller:
             return
         after, commands = machine.step(job, event, time.monotonic())
         if after is not job or commands:
-            plan = event.plan if isinstance(event, Planned) else None
-            await self._apply(after, commands, plan)
+            await self._apply(after, commands)
 
-    async def _apply(self, job: Job, commands: list[machine.Command], plan: Plan | None) -> None:
+    async def _apply(self, job: Job, commands: list[states.Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
-        stored = [c for c in commands if isinstance(c, machine.Record | machine.Commit | machine.RollBack)]
-        if stored or plan is not None:
+        stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack)]
+        if stored:
+            plan = job.state.plan if isinstance(job.state, Starting | Running) else None
             await self._save(job, plan, stored)
         for command in commands:
             self._perform(job, command)
-        if isinstance(job.state, machine.TERMINAL):
+        if isinstance(job.state, states.TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id], self._order[job.id]
 
@@ -159,21 +178,23 @@ class Controller:
                 self._feed.publish(job.id, FeedEvent(row.seq, row.at, row.kind, row.data))
             return
 
-    def _perform(self, job: Job, command: machine.Command) -> None:
+    def _perform(self, job: Job, command: states.Command) -> None:
         match command:
-            case machine.Enqueue():
+            case states.Enqueue():
                 self._wake_scheduler.set()
-            case machine.StartWorkers(attempt, plan):
-                self._cluster.start(job.id, attempt, plan)
-            case machine.Send(attempt, rank, message):
+            case states.StartWorkers(attempt, placements):
+                assert isinstance(job.state, Starting | Running)
+                plan = job.state.plan
+                self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
+            case states.Send(attempt, rank, message):
                 worker = self._cluster.workers.get((job.id, attempt, rank))
                 if worker is not None and worker.send is not None:
                     worker.send(message)
-            case machine.StopWorkers(attempt):
-                self._cluster.stop(job.id, attempt)
+            case states.StopWorkers(attempt, ranks):
+                self._cluster.stop(job.id, attempt, ranks)
                 if not self._cluster.of_attempt(job.id, attempt):
                     self.post(job.id, AttemptEnded(attempt))
-            case machine.SetTimer(seconds, event):
+            case states.SetTimer(seconds, event):
                 asyncio.get_running_loop().call_later(seconds, self.post, job.id, event)
 
     async def _schedule_forever(self) -> None:
@@ -183,12 +204,27 @@ class Controller:
             await self._schedule()
 
     async def _schedule(self) -> None:
-        """Give nodes to the waiting jobs, in order; the first that must wait holds back those behind it."""
+        """Give nodes to the waiting jobs, in order; what is left goes to running jobs that could use more."""
+        if await self._start_waiting():
+            for job in [job for job in self._jobs.values() if job.wanted]:
+                await self._recruit(job)
+
+    async def _recruit(self, job: Job) -> None:
+        assert isinstance(job.state, Running)
+        try:
+            place = one_more(self._cluster.nodes(), job.state.plan, job.submission.options, job.submission.facts)
+        except Unplaceable:
+            return
+        await self._handle(job.id, Recruited(job.attempt, place))
+
+    async def _start_waiting(self) -> bool:
+        """Whether no job waits any more; the first that must wait holds back those behind it."""
         for job_id in self.queue():
             job = self._jobs[job_id]
             try:
-                plan = make_plan(self._cluster.nodes(), job.submission.options, job.submission.facts)
+                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
-                return
+                return False
             await self._handle(job_id, Planned(plan))
+        return True

@@ -12,8 +12,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
-from paceline.master.machine import TERMINAL, Checkpoint, Commit, Failed, Job, Record, RollBack, Succeeded
 from paceline.master.models import CommitRow, EventRow, JobRow, TokenRow
+from paceline.master.states import TERMINAL, Checkpoint, Commit, Failed, Job, Record, RollBack, Succeeded
 from paceline.plan import Plan
 from paceline.spec import Submission
 

@@ -35,7 +35,7 @@ class Room:
     limit: str
 
 
-def plan(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> Plan:
+def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> Plan:
     """Choose the nodes for a job, all of its workers at once.
 
     Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended.
@@ -59,9 +59,32 @@ def plan(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> Plan:
         cores_per_worker=options.threads,
         memory_per_worker=memory,
         microbatches=options.microbatches,
+        most_workers=most_workers(options, facts),
         summary=why,
         reasons=tuple(_reason(room, workers, memory, slots[0].node.hardware_class) for room in rooms),
     )
+
+
+def most_workers(options: TrainOptions, facts: Facts) -> int:
+    """As many workers as the job would use on a large cluster."""
+    if options.resources.workers is not None:
+        return options.resources.workers
+    return options.microbatches if _step_flop(options, facts) >= WORTH_SPLITTING_FLOP else 1
+
+
+def _step_flop(options: TrainOptions, facts: Facts) -> float:
+    """A lower bound of a step's work: every parameter is used once a sample, forward and backward."""
+    return 6.0 * (facts.parameters or 0) * options.batch_size
+
+
+def one_more(nodes: Sequence[Node], plan: Plan, options: TrainOptions, facts: Facts) -> Placement:
+    """A place for one more worker of a running job, on its hardware class. Raises Unplaceable."""
+    alike = [node for node in nodes if node.hardware_class == plan.hardware_class or not options.reproducible]
+    device = plan.workers[0].device.split(":")[0]
+    single = options.model_copy(
+        update={"resources": options.resources.model_copy(update={"workers": 1, "device": device})}
+    )
+    return plan_workers(alike, single, facts).workers[0]
 
 
 def worker_memory(facts: Facts) -> int:
@@ -129,7 +152,7 @@ def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple
                 busy=False,
             )
         return asked, f"{asked} worker{'s' if asked > 1 else ''}, as asked for"
-    flop = 6.0 * (facts.parameters or 0) * options.batch_size
+    flop = _step_flop(options, facts)
     slots = sum(len(room.now) for room in rooms)
     if flop < WORTH_SPLITTING_FLOP:
         known = (

@@ -30,8 +30,9 @@ class BatchNormPool:
         for buffers in self._buffers:
             buffers.layer.register_forward_hook(buffers.record)
         owned = {id(buffer) for layer in self._layers for buffer in layer.buffers(recurse=False)}
-        self._others = [(n, b) for n, b in model.named_buffers() if id(b) not in owned]
-        self._versions = self._other_versions()
+        self._model = model
+        self._owned = owned
+        self.note_other_buffers()
 
     @property
     def width(self) -> int:
@@ -57,17 +58,25 @@ class BatchNormPool:
                 buffers.update(rows[:, at : at + buffers.width])
             at += buffers.width
 
+    def note_other_buffers(self) -> None:
+        """What the buffers are now is right: the model was built, or its state was copied in."""
+        named = self._model.named_buffers()
+        self._others = {n: (b, b._version) for n, b in named if id(b) not in self._owned}
+
     def refuse_other_updates(self) -> None:
         """Raise InvalidSpec where forward changed a buffer that is no batch-norm statistic."""
-        for (name, _), before, after in zip(self._others, self._versions, self._other_versions(), strict=True):
-            if before != after:
+        now = dict(self._model.named_buffers())
+        for name, (buffer, version) in self._others.items():
+            if buffer._version != version or not _same(buffer, now.get(name)):
                 raise InvalidSpec(
                     f"forward changes the buffer {name!r}; its value would depend on how the batch is cut.",
                     "Compute it from parameters, or keep it constant in training.",
                 )
 
-    def _other_versions(self) -> list[int]:
-        return [buffer._version for _, buffer in self._others]
+
+def _same(buffer: torch.Tensor, now: torch.Tensor | None) -> bool:
+    """Whether the model still holds the buffer, or another tensor with its values in its place."""
+    return now is buffer or (now is not None and torch.equal(buffer, now))
 
 
 class _Buffers:

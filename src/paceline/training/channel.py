@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,7 +14,7 @@ from pydantic import BaseModel
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from paceline.messages import MAX_MESSAGE_BYTES, Message, ToWorker, to_worker
+from paceline.messages import MAX_MESSAGE_BYTES, GiveUp, Message, ToWorker, to_worker
 
 
 class WorkerEnv(BaseModel):
@@ -36,9 +40,11 @@ class MasterGone(Exception):
 
 
 class Channel:
-    """send may be called from any thread; receive from one."""
+    """send may be called from any thread; receive from one. `on_give_up(key)` is called in the reading thread."""
 
-    def __init__(self, env: WorkerEnv) -> None:
+    def __init__(self, env: WorkerEnv, on_give_up: Callable[[str], None]) -> None:
+        self._on_give_up = on_give_up
+        self._orders: queue.Queue[ToWorker | None] = queue.Queue()
         where = urlencode({"job_id": env.job_id, "attempt": env.attempt, "rank": env.rank})
         url = f"{env.master_url.replace('http', 'ws', 1)}/api/v1/channels/worker?{where}"
         tls: dict[str, Any] = {"ssl": ssl.create_default_context(cafile=env.ca)} if url.startswith("wss") else {}
@@ -51,6 +57,18 @@ class Channel:
             open_timeout=30,
             **tls,
         )
+        threading.Thread(target=self._read, name="orders", daemon=True).start()
+
+    def _read(self) -> None:
+        """Orders wait for the main thread; a word about a lost peer must reach it while it waits for that peer."""
+        with suppress(ConnectionClosed):
+            for text in self._socket:
+                order = to_worker.validate_json(text)
+                if isinstance(order, GiveUp):
+                    self._on_give_up(order.key)
+                else:
+                    self._orders.put(order)
+        self._orders.put(None)
 
     def send(self, message: Message) -> None:
         try:
@@ -59,10 +77,10 @@ class Channel:
             raise MasterGone from closed
 
     def receive(self) -> ToWorker:
-        try:
-            return to_worker.validate_json(self._socket.recv())
-        except ConnectionClosed as closed:
-            raise MasterGone from closed
+        order = self._orders.get()
+        if order is None:
+            raise MasterGone
+        return order
 
     def close(self) -> None:
         self._socket.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from paceline.errors import InvalidSpec
 
@@ -62,6 +62,12 @@ def _scalar_tensor(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     raise TypeError(f"a {type(value).__name__}")
+
+
+def training_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None) -> bytes:
+    """The same as a safetensors file's bytes, for another worker."""
+    tensors, metadata = training_tensors(model, optimizer, best)
+    return save(tensors, metadata=metadata)
 
 
 def save_training(tensors: Tensors, metadata: dict[str, str], path: Path) -> None:

@@ -63,7 +63,7 @@ def _first_bad_layer(program: Program, grid: Grid, step: int, cell: int, batch: 
         if name
     ]
     program.optimizer.zero_grad(set_to_none=True)
-    seed_microbatch(grid.seed, step, cell)
+    seed_microbatch(grid.seed, step, cell, program.device)
     try:
         loss = program.cell_loss(batch)
         if seen:

@@ -10,6 +10,7 @@ import torch
 
 from paceline.errors import InvalidSpec
 from paceline.training.data import CellRequest, Source, to_device
+from paceline.training.monitor import Monitor
 from paceline.training.program import Program
 
 
@@ -22,32 +23,32 @@ def eval_cells(num_samples: int, cell_size: int) -> int:
     return -(-num_samples // cell_size)
 
 
-def cell_share(num_cells: int, rank: int, world: int) -> tuple[int, int]:
-    """A rank's [first, end) of the evaluation grid."""
-    return rank * num_cells // world, (rank + 1) * num_cells // world
+def cell_share(num_cells: int, place: int, world: int) -> tuple[int, int]:
+    """A member's [first, end) of the evaluation grid."""
+    return place * num_cells // world, (place + 1) * num_cells // world
 
 
 @torch.no_grad()
 def evaluate(
-    program: Program, source: Source, cell_size: int, rank: int, world: int
+    program: Program, source: Source, cell_size: int, place: int, world: int, monitor: Monitor
 ) -> tuple[int, list[tuple[float, ...]], dict[str, float]]:
     """(first cell, one row a cell, finals). A row: samples, then sums over them of val_loss and each plain metric.
 
-    Stateful metrics can't be summed: where there are any, rank 0 takes the whole grid and computes them in order.
+    Stateful metrics can't be summed: where there are any, the first member takes the whole grid, in order.
     """
     stateful = {name: m for name, m in program.metrics.items() if is_stateful(m)}
     plain = {name: m for name, m in program.metrics.items() if name not in stateful}
     cells = eval_cells(len(source), cell_size)
-    first, end = cell_share(cells, rank, world) if not stateful else (0, cells if rank == 0 else 0)
+    first, end = cell_share(cells, place, world) if not stateful else (0, cells if place == 0 else 0)
     for metric in stateful.values():
         metric.reset()
     program.model.eval()
-    rows = [
-        _row(program, to_device(batch, program.device), plain, stateful, count)
-        for batch, count in _batches(source, cell_size, first, end)
-    ]
+    rows = []
+    for batch, count in _batches(source, cell_size, first, end):
+        rows.append(_row(program, to_device(batch, program.device), plain, stateful, count))
+        monitor.cells += 1
     program.model.train()
-    return first, rows, {f"val_{name}": float(m.compute()) for name, m in stateful.items()} if rank == 0 else {}
+    return first, rows, {f"val_{name}": float(m.compute()) for name, m in stateful.items()} if place == 0 else {}
 
 
 def _batches(source: Source, cell_size: int, first: int, end: int) -> Iterator[tuple[Any, int]]:

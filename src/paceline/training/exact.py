@@ -13,6 +13,7 @@ from paceline.training.data import to_device
 from paceline.training.diagnose import NonFiniteStep
 from paceline.training.gradients import CellAccumulator, GradientSum
 from paceline.training.group import WorkerGroup
+from paceline.training.monitor import Monitor
 from paceline.training.program import Program
 from paceline.training.seeds import seed_microbatch
 
@@ -28,6 +29,7 @@ class ExactTrainer:
         pool: BatchNormPool,
         clip: float | None,
         total_samples: int | None,
+        monitor: Monitor,
     ) -> None:
         self._program = program
         self._grid = grid
@@ -35,6 +37,7 @@ class ExactTrainer:
         self._pool = pool
         self._clip = clip
         self._total_samples = total_samples
+        self._monitor = monitor
         self._sum = GradientSum(program.parameters, group)
 
     def step(self, step: int, batches: Iterator[Any]) -> float:
@@ -45,18 +48,21 @@ class ExactTrainer:
         grid, program = self._grid, self._program
         num_cells = grid.num_cells(step)
         shares = [scaled_share(share, num_cells, grid.num_cells(0)) for share in self._group.shares]
-        first, end = shares[self._group.rank]
+        first, end = shares[self._group.place]
         accumulator = CellAccumulator(program.parameters, (first, end), num_cells)
         rows = torch.empty(end - first, 1 + self._pool.width, dtype=torch.float64)
         kept: list[Any] = []
         self._pool.begin_step()
         try:
             for cell in range(first, end):
-                batch = to_device(next(batches), program.device)
+                with self._monitor.doing("data"):
+                    batch = to_device(next(batches), program.device)
                 kept.append(batch)
-                rows[cell - first, 0] = self._cell(step, cell, batch)
+                with self._monitor.doing("compute"):
+                    rows[cell - first, 0] = self._cell(step, cell, batch)
                 rows[cell - first, 1:] = self._pool.take_row()
                 accumulator.cell_done(cell)
+                self._monitor.cells += 1
         finally:
             self._pool.end_step(None)
         rows = self._group.gather_rows(rows, [end - first for first, end in shares])
@@ -71,7 +77,7 @@ class ExactTrainer:
 
     def _cell(self, step: int, cell: int, batch: Any) -> float:
         """Forward and backward of one cell; its weight is its part of the batch's samples."""
-        seed_microbatch(self._grid.seed, step, cell)
+        seed_microbatch(self._grid.seed, step, cell, self._program.device)
         weight = self._grid.cell_len(step, cell) / self._grid.batch_len(step)
         loss = self._program.cell_loss(batch)
         (loss * weight).backward()

@@ -1,8 +1,10 @@
-"""The workers of a round, and the two exchanges that exact training needs."""
+"""The workers of a round, and the exchanges that exact training needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -11,72 +13,112 @@ import torch
 import torch.distributed as dist
 
 from paceline.messages import Group
+from paceline.training.monitor import Monitor
 from paceline.training.reduction import Block, blocks, root_sum
 
-COLLECTIVE_TIMEOUT_S = 120
+EXCHANGE_BOUND_S = 600.0
+POLL = timedelta(seconds=0.1)
 
 
 class LostPeer(Exception):
-    """A collective failed: another worker is gone, or too late."""
+    """An exchange failed: another worker is gone, or the master has given the group up."""
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def _peers_may_fail() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch.distributed raises for a broken or late connection
         raise LostPeer(str(error)) from error
 
 
-def _process_group(store: dist.Store, rank: int, world: int, device: torch.device, timeout: timedelta) -> Any:
-    """NCCL between GPUs, gloo otherwise."""
-    if device.type == "cuda":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, world, options)
-    return dist.ProcessGroupGloo(store, rank, world, timeout)
-
-
 class WorkerGroup:
-    """Rank `rank` of the workers that share each step's cells. Every wait is bounded by COLLECTIVE_TIMEOUT_S.
+    """This worker's place among those that share each step's cells. Every wait ends when the group is given up.
 
     The process group is our own, not torch's default one: user code that looks for that (torchmetrics, SyncBatchNorm)
     finds none, and does not wait for workers that do something else.
     """
 
-    def __init__(self, group: Group, rank: int, store: dist.Store | None, device: torch.device) -> None:
-        self.rank = rank
-        self.world = len(group.shares)
+    def __init__(
+        self,
+        group: Group,
+        rank: int,
+        store: dist.Store,
+        device: torch.device,
+        monitor: Monitor,
+        given_up: threading.Event,
+    ) -> None:
+        self.key = group.key
+        self.members = group.members
         self.shares = group.shares
+        self.place = group.members.index(rank)
+        self.world = len(group.members)
         self.device = device if device.type == "cuda" else torch.device("cpu")  # what the exchanges work on
+        self._monitor = monitor
+        self._given_up = given_up
         if self.world == 1:
             return
-        timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
-        with _peers():
-            store = store or dist.TCPStore(group.host, group.port, is_master=False, timeout=timeout)
-            self._peers = _process_group(dist.PrefixStore(group.key, store), rank, self.world, device, timeout)
+        timeout = timedelta(seconds=EXCHANGE_BOUND_S)
+        with self._exchange():
+            if self.place:
+                store = dist.TCPStore(group.host, group.port, is_master=False, timeout=timedelta(seconds=30))
+            self._forming(lambda: _process_group(dist.PrefixStore(group.key, store), self, timeout))
 
-    def close(self) -> None:
-        if self.world > 1:
-            self._peers.shutdown()
+    def _forming(self, make: Callable[[], Any]) -> None:
+        """Connect in a thread: connecting waits for all members, and one of them may die before it comes."""
+        made: list[Any] = []
+
+        def run() -> None:
+            try:
+                made.append(make())
+            except RuntimeError as error:
+                made.append(error)
+
+        thread = threading.Thread(target=run, name="forming", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL.total_seconds())
+            if self._given_up.is_set():
+                raise LostPeer("the group was given up while it formed")
+        if isinstance(made[0], RuntimeError):
+            raise made[0]
+        self._peers = made[0]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        with self._monitor.doing("exchange"), _peers_may_fail():
+            yield
+
+    def _wait(self, work: Any) -> None:
+        """Wait for a collective, but no longer than the master believes in its members."""
+        deadline = time.monotonic() + EXCHANGE_BOUND_S
+        while True:
+            try:
+                work.wait(POLL)
+                return
+            except RuntimeError:
+                if work.is_completed() or time.monotonic() > deadline:
+                    raise
+                if self._given_up.is_set():
+                    raise LostPeer("the master gave the group up") from None
 
     def gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """All workers' rows, in rank order. rows: this rank's, float64 on the CPU, shape (counts[rank], width)."""
+        """All workers' rows, in their order. rows: this one's, float64 on the CPU, shape (counts[place], width)."""
         if self.world == 1:
             return rows
         most = max(counts)
         padded = torch.zeros(most, rows.shape[1], dtype=torch.float64, device=self.device)
         padded[: len(rows)] = rows
         everyone = padded.new_empty(self.world * most, rows.shape[1])
-        with _peers():
-            self._peers._allgather_base(everyone, padded).wait()
+        with self._exchange():
+            self._wait(self._peers._allgather_base(everyone, padded))
         return torch.cat([everyone[at * most : at * most + count] for at, count in enumerate(counts)]).cpu()
 
     def reduce(self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int) -> torch.Tensor:
         """Sum all workers' partial sums along the grid's tree; every worker gets the same bits, shape (length,).
 
-        partials: one row for each tree node of this rank's share, shape (nodes, length); `world` divides the length.
-        Each rank joins one slice of the vectors and shares it: two exchanges, with the traffic of a ring all-reduce
+        partials: one row for each tree node of this worker's share, shape (nodes, length); `world` divides the length.
+        Each worker joins one slice of the vectors and shares it: two exchanges, with the traffic of a ring all-reduce
         where every share is one tree node.
         """
         slice_len = partials.shape[1] // self.world
@@ -84,12 +126,35 @@ class WorkerGroup:
         outgoing = partials.view(-1, self.world, slice_len).transpose(0, 1).contiguous().view(-1)
         received = [len(nodes) * slice_len for nodes in nodes_of]
         incoming = partials.new_empty(sum(received))
-        with _peers():
-            self._peers.alltoall_base(incoming, outgoing, received, [len(partials) * slice_len] * self.world).wait()
+        with self._exchange():
+            self._wait(
+                self._peers.alltoall_base(incoming, outgoing, received, [len(partials) * slice_len] * self.world)
+            )
         slices = iter(incoming.view(-1, slice_len))
         by_node = {node: next(slices) for nodes in nodes_of for node in nodes}
         mine = root_sum(by_node, num_cells, lambda into, other: into.add_(other))
         total = partials.new_empty(partials.shape[1])
-        with _peers():
-            self._peers._allgather_base(total, mine.contiguous()).wait()
+        with self._exchange():
+            self._wait(self._peers._allgather_base(total, mine.contiguous()))
         return total
+
+    def broadcast(self, data: bytes | None, source: int) -> bytes:
+        """The source rank's bytes, on every member; `data` is read there only."""
+        root = self.members.index(source)
+        options = dist.BroadcastOptions()
+        options.rootRank = root
+        length = torch.tensor([len(data or b"")], dtype=torch.int64, device=self.device)
+        with self._exchange():
+            self._wait(self._peers.broadcast([length], options))
+            sent = torch.frombuffer(bytearray(data or bytes(int(length))), dtype=torch.uint8).to(self.device)
+            self._wait(self._peers.broadcast([sent], options))
+        return sent.cpu().numpy().tobytes()
+
+
+def _process_group(store: dist.Store, group: WorkerGroup, timeout: timedelta) -> Any:
+    """NCCL between GPUs, gloo otherwise."""
+    if group.device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, group.place, group.world, options)
+    return dist.ProcessGroupGloo(store, group.place, group.world, timeout)

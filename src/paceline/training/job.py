@@ -22,6 +22,7 @@ from paceline.messages import (
     EvaluateRound,
     Group,
     Message,
+    PeerLost,
     Progressed,
     Ready,
     Saved,
@@ -39,12 +40,14 @@ from paceline.training.checkpoint import (
     model_tensors,
     save_model,
     save_training,
+    training_bytes,
     training_tensors,
 )
 from paceline.training.data import CellRequest, Source, fingerprint, open_source
 from paceline.training.evaluate import evaluate
 from paceline.training.exact import ExactTrainer
-from paceline.training.group import WorkerGroup
+from paceline.training.group import LostPeer, WorkerGroup
+from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
 from paceline.training.seeds import make_deterministic
@@ -64,10 +67,12 @@ class TrainingJob:
         scratch: Path,
         address: str,
         send: Callable[[Message], None],
+        monitor: Monitor,
     ) -> None:
         submission, self._options = setup.submission, setup.submission.options
         options = self._options
         self._rank, self._blobs, self._scratch, self._send = setup.rank, blobs, scratch, send
+        self._monitor = monitor
         make_deterministic(options.threads, options.reproducible)
         device = torch.device(setup.device)
         fields = open_package(submission.program, cache)
@@ -83,13 +88,16 @@ class TrainingJob:
         bound = step_bound(options.stop, self.grid.steps_per_epoch)
         self._total_samples = None if bound is None else self.grid.samples_seen(bound)
         self._best: Tensors | None = None
+        self._step = 0  # the model's state is that after so many steps
         if setup.checkpoint is not None:
             self._best = load_training(cache.path(setup.checkpoint.blob), self.program.model, self.program.optimizer)
+            self._step = setup.checkpoint.step
         self._pool = BatchNormPool(self.program.model)
-        self._store = _serve_store(address) if setup.rank == 0 and setup.world > 1 else None
-        self._group: tuple[Group, WorkerGroup, ExactTrainer] | None = None
+        self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        self._group: tuple[WorkerGroup, ExactTrainer] | None = None
+        self._left: list[WorkerGroup] = []  # groups given up: their threads may still wait inside torch
+        self._given_up: dict[str, threading.Event] = {}
         self._batches: Iterator[Any] | None = None
-        self._next_step = -1
         self._writing: threading.Thread | None = None
 
     def _check_sizes(self) -> None:
@@ -113,71 +121,132 @@ class TrainingJob:
             val_samples=len(self._val) if self._val is not None else 0,
             parameters=sum(p.numel() for p in self.program.parameters),
             hardware_class=f"{device.type}:{kind}:torch-{torch.__version__}",
-            store_port=self._store.port if self._store is not None else None,
+            store_port=self._store.port,
         )
 
-    def train(self, order: TrainRound) -> Trained:
-        """Do the round's steps. Raises NonFiniteStep, LostPeer, or what the user's code raises."""
-        trainer = self._join(order.group)
+    # ---- training ----
+
+    def train(self, order: TrainRound) -> Trained | PeerLost:
+        """Do the round's steps. Raises NonFiniteStep, or what the user's code raises."""
+        losses: list[float] = []
+        started = time.perf_counter()
+        waited_before, cells_before = self._monitor.waited_s, self._monitor.cells
+        try:
+            workers, trainer = self._join(order.group)
+            if order.source is not None:
+                self._copy_state(order, workers)
+            self._before_steps(order)
+            self._do_steps(order, workers, trainer, losses)
+        except LostPeer as lost:
+            self._leave()
+            return PeerLost(step=self._step, losses=tuple(losses), reason=str(lost)[:500])
+        seconds = time.perf_counter() - started
+        return Trained(
+            from_step=order.from_step,
+            step=self._step,
+            losses=tuple(losses),
+            seconds=seconds,
+            busy_s=max(0.0, seconds - (self._monitor.waited_s - waited_before)),
+            cells=self._monitor.cells - cells_before,
+        )
+
+    def _before_steps(self, order: TrainRound) -> None:
         if order.mark_best:
             self._best = model_tensors(self.program.model)
-        if order.checkpoint and self._rank == 0:
+        if order.checkpoint and self._rank == order.group.members[0]:
             self._write_checkpoint(order.from_step)
-        if self._batches is None or self._next_step != order.from_step:
-            self._batches = self._train.stream(self._requests(order.group, order.from_step))
+
+    def _do_steps(self, order: TrainRound, workers: WorkerGroup, trainer: ExactTrainer, losses: list[float]) -> None:
+        if self._batches is None:
+            self._batches = self._train.stream(self._requests(workers, order.from_step))
         self.program.model.train()
+        reporting = self._rank == order.group.members[0]
         started = reported = time.monotonic()
-        losses: list[float] = []
         for step in range(order.from_step, order.to_step):
             losses.append(trainer.step(step, self._batches))
+            self._step = self._monitor.step = step + 1
             now = time.monotonic()
-            if self._rank == 0 and now - reported > PROGRESS_EVERY_S and step + 1 < order.to_step:
+            if reporting and now - reported > PROGRESS_EVERY_S and step + 1 < order.to_step:
                 reported = now
-                self._report(order.from_step, step + 1, losses[-1], now - started)
+                samples = self.grid.samples_seen(step + 1) - self.grid.samples_seen(order.from_step)
+                self._send(Progressed(step=step + 1, loss=losses[-1], samples_per_s=samples / (now - started)))
         self._pool.refuse_other_updates()
-        self._next_step = order.to_step
-        samples = self.grid.samples_seen(order.to_step) - self.grid.samples_seen(order.from_step)
-        return Trained(to_step=order.to_step, losses=tuple(losses), samples=samples, seconds=time.monotonic() - started)
 
-    def _report(self, from_step: int, step: int, loss: float, seconds: float) -> None:
-        samples = self.grid.samples_seen(step) - self.grid.samples_seen(from_step)
-        self._send(Progressed(step=step, loss=loss, samples_per_s=samples / seconds))
-
-    def _requests(self, group: Group, from_step: int) -> Iterator[CellRequest]:
+    def _requests(self, workers: WorkerGroup, from_step: int) -> Iterator[CellRequest]:
         """This worker's cells from `from_step` on, without end."""
         for step in count(from_step):
-            cells = self.grid.num_cells(step)
-            first, end = scaled_share(group.shares[self._rank], cells, self.grid.num_cells(0))
+            share = scaled_share(workers.shares[workers.place], self.grid.num_cells(step), self.grid.num_cells(0))
             epoch, _ = self.grid.locate(step)
-            for cell in range(first, end):
+            for cell in range(*share):
                 yield CellRequest(epoch, self.grid.cell_samples(step, cell))
 
-    def _join(self, group: Group) -> ExactTrainer:
+    # ---- the group ----
+
+    def _join(self, group: Group) -> tuple[WorkerGroup, ExactTrainer]:
         """The trainer of this group; a new group is formed only when the master names one."""
-        if self._group is None or self._group[0] != group:
-            if self._group is not None:
-                self._group[1].close()
-            workers = WorkerGroup(group, self._rank, self._store, self.program.device)
+        if self._group is None or self._group[0].key != group.key:
+            self._leave()
+            given_up = self._given_up.setdefault(group.key, threading.Event())
+            workers = WorkerGroup(group, self._rank, self._store, self.program.device, self._monitor, given_up)
             trainer = ExactTrainer(
-                self.program, self.grid, workers, self._pool, self._options.clip_grad_norm, self._total_samples
+                self.program,
+                self.grid,
+                workers,
+                self._pool,
+                self._options.clip_grad_norm,
+                self._total_samples,
+                self._monitor,
             )
-            self._group, self._batches = (group, workers, trainer), None
-        return self._group[2]
+            self._group = (workers, trainer)
+        return self._group
+
+    def _leave(self) -> None:
+        """Forget the group. What was read ahead belongs to its share, or to a step that was torn."""
+        if self._group is not None:
+            self._left.append(self._group[0])
+        self._group, self._batches = None, None
+
+    def give_up(self, key: str) -> None:
+        """A member of that group is gone; called from the reading thread."""
+        self._given_up.setdefault(key, threading.Event()).set()
+
+    def _copy_state(self, order: TrainRound, workers: WorkerGroup) -> None:
+        """Members that are behind take model, optimizer and best model from one that is not."""
+        mine = self._rank == order.source
+        assert order.source is not None
+        data = training_bytes(self.program.model, self.program.optimizer, self._best) if mine else None
+        received = workers.broadcast(data, order.source)
+        if self._rank in order.behind:
+            path = self._scratch / "copied.safetensors"
+            path.write_bytes(received)
+            self._best = load_training(path, self.program.model, self.program.optimizer)
+            path.unlink()
+            self._pool.note_other_buffers()
+            self._step = order.from_step
+
+    # ---- evaluation, model, checkpoint ----
 
     def evaluate(self, order: EvaluateRound) -> Evaluated:
         """Evaluate this worker's share of the validation grid."""
         started = time.monotonic()
         if self._val is None:
             raise ProtocolError("an evaluation was asked for, and there is no validation data.")
-        first, rows, finals = evaluate(
-            self.program, self._val, self._options.batch_size, self._rank, len(order.group.shares)
-        )
+        members = order.group.members
+        with self._monitor.doing("evaluation"):
+            first, rows, finals = evaluate(
+                self.program,
+                self._val,
+                self._options.batch_size,
+                members.index(self._rank),
+                len(members),
+                self._monitor,
+            )
         return Evaluated(
             step=order.step, first_cell=first, rows=tuple(rows), finals=finals, seconds=time.monotonic() - started
         )
 
     def save(self, order: SaveRound) -> Saved:
-        """Upload the model that is to be delivered."""
+        """Upload the model that is to be delivered. Raises NonFinite rather than deliver NaN."""
         tensors = self._best if order.which == "best" and self._best is not None else model_tensors(self.program.model)
         bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
         if bad:
@@ -193,8 +262,8 @@ class TrainingJob:
 
     def _write_checkpoint(self, step: int) -> None:
         """Copy the state now; write and upload it beside the training."""
-        if self._writing is not None and self._writing.is_alive():
-            return  # the last one is still on its way; the master asks again
+        if self._writing is not None:
+            self._writing.join()
         tensors, metadata = training_tensors(self.program.model, self.program.optimizer, self._best)
 
         def write() -> None:
@@ -212,8 +281,3 @@ class TrainingJob:
 
         self._writing = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._writing.start()
-
-
-def _serve_store(address: str) -> dist.TCPStore:
-    """Rank 0's rendezvous store; the port is the system's choice, which the master passes on."""
-    return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)

@@ -18,10 +18,12 @@ def blocks(first: int, end: int, num_cells: int) -> Iterator[Block]:
     """The maximal tree nodes that cover exactly the cells [first, end)."""
     while first < end:
         level = 0
-        while _aligned(first, level + 1) and _end(level + 1, first >> (level + 1), num_cells) <= end:
+        while (
+            1 << level < num_cells
+            and _aligned(first, level + 1)
+            and _end(level + 1, first >> (level + 1), num_cells) <= end
+        ):
             level += 1
-            if 1 << level >= num_cells:
-                break
         yield level, first >> level
         first = _end(level, first >> level, num_cells)
 
@@ -75,6 +77,7 @@ def root_sum(partials: dict[Block, T], num_cells: int, add: Callable[[T, T], T])
     for block in sorted(partials, key=lambda b: b[1] << b[0]):
         joined.push(block, partials[block])
     final = joined.partials()
-    if len(final) != 1:
+    level, k = next(iter(final), (0, 1))
+    if len(final) != 1 or k != 0 or 1 << level < num_cells:
         raise KeyError(f"the blocks {sorted(partials)} do not cover {num_cells} cells")
-    return next(iter(final.values()))
+    return final[level, k]

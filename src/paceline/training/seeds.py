@@ -27,16 +27,26 @@ def make_deterministic(threads: int, reproducible: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def seed_microbatch(seed: int, step: int, cell: int) -> None:
+def seed_microbatch(seed: int, step: int, cell: int, device: torch.device) -> None:
     """Seed dropout and the like for one cell of one step, whichever worker computes it."""
-    torch.manual_seed(derive_seed(seed, "cell", step, cell))
+    derived = derive_seed(seed, "cell", step, cell)
+    _seed_torch(derived)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(derived)
+    elif device.type == "mps":
+        torch.mps.manual_seed(derived)
+
+
+def _seed_torch(seed: int) -> None:
+    """The CPU's generator alone: torch.manual_seed notes a stack trace for every absent accelerator, 0.8 ms a call."""
+    torch.default_generator.manual_seed(seed)
 
 
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    _seed_torch(seed)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 
-from paceline.errors import PacelineError, UserCodeError
+from paceline.errors import PacelineError, ProtocolError, UserCodeError
 from paceline.messages import (
     EvaluateRound,
     Finish,
     Message,
-    PeerLost,
     SaveRound,
     Setup,
     ToWorker,
@@ -25,10 +27,12 @@ from paceline.messages import (
 )
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
 from paceline.training.diagnose import NonFiniteStep, diagnose
-from paceline.training.group import LostPeer
 from paceline.training.job import TrainingJob
+from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
 from paceline.transfer import BlobStore
+
+BEAT_EVERY_S = 1.0
 
 
 def main(env: WorkerEnv) -> None:
@@ -41,40 +45,63 @@ def main(env: WorkerEnv) -> None:
         timeout=60,
         trust_env=False,
     ) as http:
-        try:
-            channel = Channel(env)
-            channel.send(WorkerHello(pid=os.getpid(), address=env.address))
-            _serve(channel, env, BlobStore(http))
-            channel.close()
-        except MasterGone:
-            return
+        with suppress(MasterGone):
+            WorkerProcess(env, BlobStore(http)).run()
 
 
-def _serve(channel: Channel, env: WorkerEnv, blobs: BlobStore) -> None:
-    job: TrainingJob | None = None
-    while True:
-        order = channel.receive()
-        if isinstance(order, Finish):
-            return
+class WorkerProcess:
+    """Its main thread does what it is told; one thread reads orders, one sends beats."""
+
+    def __init__(self, env: WorkerEnv, blobs: BlobStore) -> None:
+        self._env, self._blobs = env, blobs
+        self._monitor = Monitor()
+        self._job: TrainingJob | None = None
+        self._channel = Channel(env, self._give_up)
+
+    def run(self) -> None:
+        """Serve until the master says so. Raises MasterGone where it goes away instead."""
+        self._channel.send(WorkerHello(pid=os.getpid(), address=self._env.address))
+        threading.Thread(target=self._beat, name="beats", daemon=True).start()
+        while not isinstance(order := self._channel.receive(), Finish):
+            self._channel.send(self._answer(order))
+        self._channel.close()
+
+    def _give_up(self, key: str) -> None:
+        if self._job is not None:
+            self._job.give_up(key)
+
+    def _beat(self) -> None:
+        with suppress(MasterGone):
+            while True:
+                time.sleep(BEAT_EVERY_S)
+                self._channel.send(self._monitor.beat())
+
+    def _answer(self, order: ToWorker) -> Message:
+        """Do an order. What goes wrong is an answer too."""
         try:
             if isinstance(order, Setup):
-                cache = NodeCache(Path(env.cache), [Path(folder) for folder in env.shared], blobs)
-                job = TrainingJob(order, cache, blobs, Path(env.scratch), env.address, channel.send)
-                channel.send(job.ready())
-            elif job is not None:
-                channel.send(_do(job, order))
+                self._job = self._build(order)
+                return self._job.ready()
+            if self._job is None:
+                raise ProtocolError("an order came before the setup.")
+            return _do(self._job, order)
         except MasterGone:
             raise
-        except LostPeer as lost:
-            channel.send(PeerLost(reason=str(lost)[:500]))
         except NonFiniteStep as failed:
-            found = diagnose(failed, job.program, job.grid) if job else None
-            error = found.to_json() if found else {}
-            channel.send(WorkerFailed(error=error))
+            found = diagnose(failed, self._job.program, self._job.grid) if self._job else None
+            return WorkerFailed(error=found.to_json() if found else {})
         except PacelineError as error:
-            channel.send(WorkerFailed(error=error.to_json()))
+            return WorkerFailed(error=error.to_json())
         except Exception as error:  # noqa: BLE001 - the user's own; it travels to them whole
-            channel.send(WorkerFailed(error=_user_error(error).to_json()))
+            return WorkerFailed(error=_user_error(error).to_json())
+
+    def _build(self, setup: Setup) -> TrainingJob:
+        env = self._env
+        cache = NodeCache(Path(env.cache), [Path(folder) for folder in env.shared], self._blobs)
+        with self._monitor.doing("building"):
+            return TrainingJob(
+                setup, cache, self._blobs, Path(env.scratch), env.address, self._channel.send, self._monitor
+            )
 
 
 def _do(job: TrainingJob, order: ToWorker) -> Message:

@@ -6,9 +6,9 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -19,11 +19,11 @@ from paceline.grid import Grid
 from paceline.master import ledger
 from paceline.master.context import Master, The, allow
 from paceline.master.feed import FeedEvent
-from paceline.master.machine import CancelRequested
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
+from paceline.master.states import CancelRequested, ScaleRequested
 from paceline.plan import Plan
-from paceline.planner.planner import plan as make_plan
+from paceline.planner.planner import plan_workers
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -124,7 +124,7 @@ async def submit(master: The, submission: Submission) -> JobView:
 async def plan(master: The, submission: Submission) -> Plan:
     """What the master would decide now. Nothing is stored or run; no blobs are needed."""
     versions.check(submission.versions, master.versions, "the client")
-    return make_plan(master.cluster.nodes(), submission.options, submission.facts)
+    return plan_workers(master.cluster.nodes(), submission.options, submission.facts)
 
 
 def check_submission(master: Master, submission: Submission) -> None:
@@ -160,6 +160,16 @@ async def cancel(master: The, job_id: str) -> JobView:
     """End a job without a model. A job that has ended stays as it is."""
     row = await run_in_threadpool(master.store.job, job_id)
     master.controller.post(row.id, CancelRequested())
+    return view(master, row)
+
+
+@router.post("/{job_id}/scale")
+async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) -> JobView:
+    """Train with so many workers from the next round on; the model stays the same."""
+    row = await run_in_threadpool(master.store.job, job_id)
+    if row.state != "RUNNING":
+        raise Conflict(f"job {job_id} is {row.state}; only a running job can be scaled.", "Wait until it runs.")
+    master.controller.post(row.id, ScaleRequested(workers))
     return view(master, row)
 
 

@@ -1,0 +1,122 @@
+"""Commands on a cluster that has a master: add this machine, keep the login, list the nodes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paceline.cli.common import Cores, Folder, Json, connect, data_folder, require_node_parts
+from paceline.cli.output import console, counted, gib, rows, show
+from paceline.errors import Forbidden, InvalidSpec
+
+if TYPE_CHECKING:
+    from paceline.plan import Node
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="The master's address, such as https://master:8470.")]
+Token = Annotated[str, typer.Option(help="The token that the master printed.")]
+Ca = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, resolve_path=True, help="The certificate file to trust."),
+]
+
+
+def join(
+    url: Url,
+    token: Token,
+    name: Annotated[str | None, typer.Option(help="The node's name.", show_default="the host's name")] = None,
+    cores: Cores = None,
+    folder: Folder = None,
+    ca: Ca = None,
+    json: Json = False,
+) -> None:
+    """Add this machine to a master's cluster. Runs until Ctrl-C."""
+    require_node_parts()
+    import asyncio
+
+    from paceline.engine import facts
+    from paceline.engine.agent import run_agent
+    from paceline.engine.protocol import AgentArgs
+    from paceline.log import configure_log
+
+    name = name or socket.gethostname()
+    _check(url, token, ca, name)
+    for variable in [v for v in os.environ if v.startswith(("RAY_", "PACELINE_"))]:
+        del os.environ[variable]  # secrets; the workers run other people's code in this environment
+    args = AgentArgs(
+        master_url=url.rstrip("/"),
+        token=token,
+        folder=(folder or data_folder()).resolve(),
+        name=name,
+        cores=cores or facts.cores(),
+        ca=ca,
+    )
+    document = {"master": args.master_url, "name": args.name, "cores": args.cores, "folder": str(args.folder)}
+    show(json, document, f"{args.name} offers {args.cores} cores to {args.master_url} until Ctrl-C.")
+    configure_log(args.log_level)
+    asyncio.run(run_agent(args))
+    console(stderr=True).print(f"{args.name} has left.")
+
+
+def login(url: Url, token: Token, ca: Ca = None, json: Json = False) -> None:
+    """Check a master's address and token, and keep them for this user."""
+    from paceline.client import login as kept
+    from paceline.client.client import Client
+
+    _refuse_malformed(url)
+    with Client(url.rstrip("/"), token, ca=str(ca) if ca else None) as client:
+        nodes, version = client.nodes(), client.get("/version")["paceline"]
+    path = kept.save(kept.Login(url=url.rstrip("/"), token=token, ca=str(ca) if ca else None))
+    document = {"url": client.url, "paceline": version, "nodes": len(nodes), "login": str(path)}
+    show(
+        json,
+        document,
+        f"{client.url} answers: Paceline {version}, {counted(len(nodes), 'node')}. Kept for this user in {path}.",
+    )
+
+
+def _check(url: str, token: str, ca: Path | None, name: str) -> None:
+    """Raise what the master would refuse, and where it is not there: an agent would dial for ever."""
+    from paceline import versions
+    from paceline.client.client import Client
+    from paceline.spec import Versions
+
+    _refuse_malformed(url)
+    with Client(url.rstrip("/"), token, ca=str(ca) if ca else None) as client:
+        versions.check(versions.here(), Versions.model_validate(client.get("/version")), f"node {name}")
+        try:
+            client.nodes()
+        except Forbidden:  # what only clients may do
+            return
+    raise Forbidden("this is a client's token; a node joins with its own.", "Use the join line of `paceline up`.")
+
+
+def _refuse_malformed(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise InvalidSpec(
+            f"{url!r} is not a master's address.", f"Write https://{url}, or http:// where there is no TLS."
+        )
+
+
+def nodes(json: Json = False) -> None:
+    """List the cluster's nodes and what is free on them."""
+    with connect() as client:
+        found = client.nodes()
+    columns = ("node", "cores free", "memory free", "devices free", "load", "address", "hardware class")
+    show(json, [node.model_dump(mode="json") for node in found], rows(columns, map(_line, found)))
+
+
+def _line(node: Node) -> tuple[str, ...]:
+    devices = f"{len(node.free_devices)} of {len(node.devices)}" if node.devices else "none"
+    return (
+        f"{node.id} (master)" if node.is_master else node.id,
+        f"{node.free_cores} of {node.cores}",
+        f"{gib(node.free_memory)} of {gib(node.memory)}",
+        devices,
+        f"{node.load:.1f}",
+        node.address,
+        node.hardware_class,
+    )

@@ -1,0 +1,133 @@
+"""Commands on jobs that the master already has."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli.common import JobId, Json, connect
+from paceline.cli.delivery import Output, check_output, deliver, reproducible
+from paceline.cli.output import pairs, rows, show, span, values
+from paceline.errors import Conflict, Expired
+
+if TYPE_CHECKING:
+    from paceline.client.client import Client
+
+ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+CANCEL_WITHIN_S = 60.0
+
+
+def jobs(json: Json = False) -> None:
+    """List all jobs, newest first."""
+    with connect() as client:
+        found = client.jobs()
+    if not found:
+        show(json, found, "no jobs yet; `paceline train FILE` makes one.")
+        return
+    now = time.time()
+    columns = ("id", "name", "state", "step", "trained", "age", "last values")
+    show(json, found, rows(columns, [_line(job, now) for job in found]))
+
+
+def _line(job: dict[str, Any], now: float) -> tuple[Any, ...]:
+    last = values(job["history"][-1]) if job["history"] else ""
+    return (
+        job["id"],
+        job["name"] or "",
+        _state(job),
+        job["step"],
+        span(job["train_seconds"]) if job["ended_at"] else "",
+        span(now - job["created_at"]),
+        job["error"]["fact"] if job["error"] else last,
+    )
+
+
+def _state(job: dict[str, Any]) -> str:
+    return f"{job['state']}, place {job['queue_place']}" if job["queue_place"] else str(job["state"])
+
+
+def job(job_id: JobId, json: Json = False) -> None:
+    """Show one job: its state, values, error, plan and model."""
+    with connect() as client:
+        handle = client.job(job_id)
+        found, stop = handle.info(), handle.options().stop
+        model, model_text = _model(client, found)
+    texts: list[Any] = [
+        pairs(
+            [
+                ("job", found["id"]),
+                ("name", found["name"]),
+                ("state", _state(found)),
+                ("submitted", _clock(found["created_at"])),
+                ("steps", found["step"]),
+                ("seconds", f"{found['train_seconds']:.1f} of training" if found["ended_at"] else None),
+                ("stops at", stop),
+                ("values", values(found["history"][-1]) if found["history"] else None),
+                ("error", found["error"] and f"{found['error']['fact']} {found['error']['remedy']}"),
+                *model_text,
+            ]
+        )
+    ]
+    if found["plan"]:
+        from paceline.plan import Plan
+
+        texts += ["", Plan.model_validate(found["plan"]).explain()]
+    show(json, {**found, "stop": str(stop), "result": model}, *texts)
+
+
+def _model(client: Client, found: dict[str, Any]) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """What a finished job delivers, for programs and for people."""
+    if found["state"] != "SUCCEEDED":
+        return None, []
+    try:
+        model = client.get(f"/jobs/{found['id']}/result")
+    except Expired as gone:
+        return None, [("model", gone.fact)]
+    kept = f"{model['nbytes']:,} bytes, kept until {_clock(model['expires_at'])}; `paceline model {found['id']}`"
+    texts = [("stopped", model["stop_reason"]), ("digest", model["digest"]), ("repeats", reproducible(model))]
+    return model, [*texts, ("model", kept)]
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a job's workers printed, each line behind its attempt and rank."""
+    with connect() as client:
+        handle = client.job(job_id)
+        if json:
+            show(json, {"id": job_id, "text": "".join(handle.follow_logs()) if follow else handle.logs()})
+            return
+        for text in handle.follow_logs() if follow else [handle.logs()]:
+            typer.echo(text, nl=False)
+
+
+def cancel(job_id: JobId, json: Json = False) -> None:
+    """End a job without a model. One that has ended stays as it is."""
+    with connect() as client:
+        handle = client.job(job_id)
+        before = handle.state
+        handle.cancel()
+        state = handle.wait(CANCEL_WITHIN_S)
+    told = f"{job_id} had already ended: it is {state}." if before in ENDED else f"{job_id} is {state}."
+    show(json, {"id": job_id, "state": state}, told)
+
+
+def model(job_id: JobId, output: Output = None, json: Json = False) -> None:
+    """Fetch a finished job's model and check its digest."""
+    check_output(output)
+    with connect() as client:
+        handle = client.job(job_id)
+        state = handle.state
+        if state not in ENDED:
+            raise Conflict(f"job {job_id} is {state} and has no model yet.", f"Watch it: `paceline logs {job_id} -f`.")
+        document, text = deliver(handle, output)
+    show(json, document, text)

@@ -1,0 +1,72 @@
+"""How an attempt or a job ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from paceline.errors import JobFailed
+from paceline.master.states import (
+    Cancelled,
+    Command,
+    Enqueue,
+    Failed,
+    Job,
+    Outcome,
+    Record,
+    Recovering,
+    RollBack,
+    Running,
+    StopWorkers,
+    Succeeded,
+    Training,
+    Waiting,
+)
+
+MAX_FRUITLESS_ATTEMPTS = 3
+
+
+def state_record(job: Job) -> Record:
+    """The event row that tells of the job's new state."""
+    data: dict[str, Any] = {"state": job.state_name, "attempt": job.attempt}
+    match job.state:
+        case Failed(error):
+            data["error"] = error
+        case Recovering(reason) | Waiting(reason):
+            data["reason"] = reason
+        case Succeeded(delivery):
+            data["stop_reason"] = delivery.stop_reason
+    return Record("state", data)
+
+
+def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
+    """The job is over without a model; no worker of it stays."""
+    stops: list[Command] = [StopWorkers(job.attempt)] if job.attempt else []
+    job = replace(_stop_clock(job, now), state=state)
+    return job, [state_record(job), *stops]
+
+
+def recover(job: Job, reason: str, now: float) -> Outcome:
+    """Give the attempt up and go back to the checkpoint. Too many in a row without a commit, and the job fails."""
+    fruitless = job.fruitless + 1
+    if fruitless >= MAX_FRUITLESS_ATTEMPTS:
+        error = JobFailed(
+            f"{fruitless} attempts in a row ended without a commit; the last: {reason}.",
+            "See `paceline logs` for what the workers printed; a worker that the system killed may lack memory.",
+        )
+        return end(job, Failed(error.to_json()), now)
+    job = replace(_stop_clock(job, now), fruitless=fruitless, state=Recovering(reason))
+    return job, [Record("attempt_lost", {"reason": reason}), state_record(job), StopWorkers(job.attempt)]
+
+
+def rejoin_queue(job: Job, reason: str) -> Outcome:
+    """Back to the last checkpoint, and to the queue."""
+    training = job.checkpoint.training if job.checkpoint else Training()
+    job = replace(job, training=training, state=Waiting(reason))
+    return job, [RollBack(training.step), state_record(job), Enqueue()]
+
+
+def _stop_clock(job: Job, now: float) -> Job:
+    if isinstance(job.state, Running):
+        return replace(job, elapsed_s=job.elapsed_s + now - job.state.since)
+    return job

@@ -1,0 +1,176 @@
+"""Who trains: losses, joins, leaves, shares, hangs. Pure functions of a running job's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from paceline.master.states import Command, Record, Running, Send, Training, Worker
+from paceline.messages import Beat, Finish, Group, SaveRound, Trained
+from paceline.plan import Placement
+
+SMOOTHING = 0.3
+REBALANCE_GAIN = 0.1
+HANG_BOUND_S = 10.0
+HANG_STEPS = 20.0
+FIRST_ROUNDS_BOUND_S = 120.0
+FIRST_ROUNDS = 2
+
+
+def form(state: Running, job_id: str, attempt: int, members: Sequence[int]) -> Running:
+    """A new group of these members, with shares by their speed."""
+    placed = {rank: state.workers[rank] for rank in members}
+    shares = split_by_speed(state.plan.microbatches, [placed[rank].cell_s for rank in members])
+    first = placed[members[0]]
+    group = Group(
+        key=f"{job_id}.{attempt}.{state.generation + 1}",
+        host=first.address,
+        port=first.store_port,
+        members=tuple(members),
+        shares=tuple(shares),
+    )
+    workers = dict(state.workers)
+    for rank, share in zip(members, shares, strict=True):
+        placement = workers[rank].placement.model_copy(update={"rank": rank, "share": share})
+        workers[rank] = replace(workers[rank], placement=placement)
+    plan = state.plan.model_copy(update={"workers": tuple(workers[rank].placement for rank in members)})
+    return replace(
+        state,
+        members=tuple(members),
+        group=group,
+        generation=state.generation + 1,
+        workers=workers,
+        plan=plan,
+        rounds=0,
+    )
+
+
+def split_by_speed(num_cells: int, cell_s: Sequence[float | None]) -> list[tuple[int, int]]:
+    """Contiguous shares of the cells, so that all finish as early as whole cells allow; unknown speeds count as equal.
+
+    Each cell in turn goes to the worker that would finish it first: optimal for cells of equal cost.
+    """
+    known = [seconds for seconds in cell_s if seconds]
+    typical = sum(known) / len(known) if known else 1.0
+    seconds = [s or typical for s in cell_s]
+    counts = [0] * len(seconds)
+    for _ in range(num_cells):
+        earliest = min(range(len(seconds)), key=lambda at: ((counts[at] + 1) * seconds[at], at))
+        counts[earliest] += 1
+    shares, first = [], 0
+    for count in counts:
+        shares.append((first, first + count))
+        first += count
+    return shares
+
+
+def drop(state: Running, rank: int, reason: str) -> Running:
+    """A worker is gone: a member, one that was about to join, or one still building."""
+    workers = {r: worker for r, worker in state.workers.items() if r != rank}
+    building = {r: started for r, started in state.building.items() if r != rank}
+    members = tuple(r for r in state.members if r != rank)
+    lost = (*state.lost, reason) if rank in state.members else state.lost
+    answers = {r: answer for r, answer in state.answers.items() if r != rank}
+    return replace(
+        state,
+        workers=workers,
+        building=building,
+        members=members,
+        lost=lost,
+        answers=answers,
+        leaving=state.leaving - {rank},
+    )
+
+
+def settle_membership(state: Running, job_id: str, attempt: int) -> tuple[Running, list[Command]]:
+    """Between rounds: take in who is ready, release who leaves, and form a new group if anything changed."""
+    joining = [rank for rank in sorted(state.workers) if rank not in state.members]
+    staying = [rank for rank in state.members if rank not in state.leaving]
+    room = max(0, state.plan.microbatches - len(staying))
+    members = [*staying, *joining[:room]]
+    if not members:
+        return state, []  # those that should leave are all there is: they stay until others are ready
+    commands: list[Command] = []
+    for rank in [rank for rank in state.members if rank in state.leaving]:
+        commands += [Send(attempt, rank, Finish()), Record("worker_released", {"rank": rank})]
+        state = drop(state, rank, "released")
+    state = replace(state, lost=())
+    if tuple(members) != state.group.members:
+        for rank in joining[:room]:
+            commands.append(Record("worker_joined", {"rank": rank, "node": state.workers[rank].placement.node_name}))
+        return form(state, job_id, attempt, members), commands
+    return _rebalanced(state, job_id, attempt), commands
+
+
+def _rebalanced(state: Running, job_id: str, attempt: int) -> Running:
+    """Other shares, where the measured speeds promise a clear gain."""
+    speeds = [state.workers[rank].cell_s for rank in state.members]
+    known = [seconds for seconds in speeds if seconds]
+    if len(known) < len(speeds) or len(speeds) < 2 or state.rounds < FIRST_ROUNDS:
+        return state
+    better = split_by_speed(state.plan.microbatches, speeds)
+    if _slowest(better, known) < (1 - REBALANCE_GAIN) * _slowest(state.group.shares, known):
+        return form(state, job_id, attempt, state.members)
+    return state
+
+
+def _slowest(shares: Sequence[tuple[int, int]], cell_s: Sequence[float]) -> float:
+    return max((end - first) * seconds for (first, end), seconds in zip(shares, cell_s, strict=True))
+
+
+def stale(state: Running, training: Training) -> tuple[tuple[int, ...], int | None]:
+    """(members whose state is not the committed one, a member to copy it from)."""
+    behind = tuple(rank for rank in state.members if state.workers[rank].step != training.step)
+    source = next((rank for rank in state.members if rank not in behind), None)
+    return behind, source if behind else None
+
+
+def note_speed(worker: Worker, trained: Trained) -> Worker:
+    """Fold a round's measured compute time into the worker's speed."""
+    if not trained.cells:
+        return worker
+    seconds = trained.busy_s / trained.cells
+    smoothed = seconds if worker.cell_s is None else (1 - SMOOTHING) * worker.cell_s + SMOOTHING * seconds
+    return replace(worker, cell_s=smoothed)
+
+
+# ---- hangs ----
+
+
+def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:
+    """What the worker said of itself. Only a changed counter is progress."""
+    counter = (beat.step, beat.cells)
+    moved_at = now if counter != worker.counter or beat.phase != worker.phase else worker.moved_at
+    return replace(worker, counter=counter, moved_at=moved_at, beat_at=now, phase=beat.phase, stack=beat.stack)
+
+
+def hang_bound(state: Running) -> float:
+    """How long a member may stand still, from its measured step time; longer while nothing is measured."""
+    if state.step_s is None or state.rounds < FIRST_ROUNDS:
+        return FIRST_ROUNDS_BOUND_S
+    return max(HANG_BOUND_S, HANG_STEPS * state.step_s)
+
+
+def hung(state: Running, now: float) -> Mapping[int, str]:
+    """Members that make no progress, with what is known of them: silent ones, and those stuck in their own work.
+
+    One that waits for others in an exchange is not at fault.
+    """
+    if isinstance(state.order, SaveRound) or state.order is None:
+        return {}  # its one worker has a bound of its own; the others rest
+    bound = hang_bound(state)
+    found: dict[int, str] = {}
+    for rank in state.members:
+        worker = state.workers[rank]
+        if rank in state.answers:
+            continue
+        silent = now - max(worker.beat_at, state.ordered_at) > bound
+        stuck = worker.phase != "exchange" and now - max(worker.moved_at, state.ordered_at) > bound
+        if silent or stuck:
+            how = "has not been heard" if silent else f"has made no progress in {worker.phase or 'its work'}"
+            found[rank] = f"it {how} for more than {bound:.0f} s; last seen at {worker.stack or 'an unknown place'}"
+    return found
+
+
+def named(placement: Placement) -> str:
+    return f"rank {placement.rank} on {placement.node_name}"

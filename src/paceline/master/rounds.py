@@ -1,0 +1,339 @@
+"""The rounds of a running attempt: what to ask next, and what the answers commit. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from paceline.errors import NonFinite
+from paceline.grid import Grid
+from paceline.master import members
+from paceline.master.ends import end, recover, state_record
+from paceline.master.states import (
+    Checkpoint,
+    Command,
+    Commit,
+    Delivery,
+    Enqueue,
+    Failed,
+    Job,
+    Late,
+    Outcome,
+    Record,
+    Running,
+    Send,
+    SetTimer,
+    Succeeded,
+)
+from paceline.messages import (
+    Beat,
+    CheckpointRef,
+    CheckpointWritten,
+    Evaluated,
+    EvaluateRound,
+    Finish,
+    FromWorker,
+    PeerLost,
+    Saved,
+    SaveRound,
+    Trained,
+    TrainRound,
+    Warned,
+    WorkerFailed,
+)
+from paceline.spec import Keep
+from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, improved, leaves
+
+ROUND_TARGET_S = 0.5
+CHECKPOINT_EVERY_S = 30.0
+SAVE_BOUND_S = 600.0
+PEER_LOST_BOUND_S = 3.0
+
+
+def answered(job: Job, state: Running, rank: int, message: FromWorker, now: float) -> Outcome:
+    """A member's message."""
+    match message:
+        case Beat():
+            worker = members.note_beat(state.workers[rank], message, now)
+            return replace(job, state=replace(state, workers={**state.workers, rank: worker})), []
+        case WorkerFailed(error=error):
+            return _failed(job, state, rank, error, now)
+        case CheckpointWritten(checkpoint=ref):
+            return _checkpointed(job, state, ref)
+        case Warned(error=error):
+            return replace(job, state=replace(state, pending=None)), [Record("warning", error)]
+        case Trained() | Evaluated() | Saved() | PeerLost() if _expected(state, rank, message):
+            state = replace(state, answers={**state.answers, rank: message})
+            return settle(replace(job, state=state), state, now)
+    return job, []
+
+
+def _expected(state: Running, rank: int, message: FromWorker) -> bool:
+    if rank not in state.members or rank in state.answers:
+        return False
+    match state.order:
+        case TrainRound(from_step=at):
+            return isinstance(message, PeerLost) or (isinstance(message, Trained) and message.from_step == at)
+        case EvaluateRound(step=at):
+            return isinstance(message, Evaluated) and message.step == at
+        case SaveRound():
+            return isinstance(message, Saved)
+    return False
+
+
+def _failed(job: Job, state: Running, rank: int, error: dict[str, Any], now: float) -> Outcome:
+    """A named cause ends the job at once; a worker that could not name one leaves that to the others."""
+    if error:
+        return end(job, Failed(error), now)
+    failures = {**state.failures, rank: error}
+    if len(failures) < len(state.members):
+        return replace(job, state=replace(state, failures=failures)), []
+    unnamed = NonFinite(
+        f"training became non-finite after step {job.training.step}; a recomputation found no bad microbatch.",
+        "Lower the learning rate or set clip_grad_norm=1.0.",
+    )
+    return end(job, Failed(unnamed.to_json()), now)
+
+
+def _checkpointed(job: Job, state: Running, ref: CheckpointRef) -> Outcome:
+    if state.pending is None or state.pending.step != ref.step:
+        return job, []
+    checkpoint = Checkpoint(ref=ref, training=state.pending)
+    job = replace(job, checkpoint=checkpoint, state=replace(state, pending=None))
+    return job, [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes})]
+
+
+# ---- the end of a round ----
+
+
+def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Outcome:
+    """Go on once everyone who is left has answered. A lost peer is waited for: who it was, its agent will tell."""
+    if not state.members:
+        return recover(job, state.lost[-1] if state.lost else "no worker is left", now)
+    asked = state.members[:1] if isinstance(state.order, SaveRound) else state.members
+    if any(rank not in state.answers for rank in asked):
+        return job, []
+    torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
+    if torn and not state.lost and not grace_over:
+        return job, [SetTimer(PEER_LOST_BOUND_S, Late(job.attempt, f"peer lost in {waiting_for(state)}"))]
+    match state.order:
+        case TrainRound() as order:
+            return _commit(job, state, order, now)
+        case EvaluateRound() if not state.lost:
+            answers = {r: a for r, a in state.answers.items() if isinstance(a, Evaluated)}
+            return _note_values(job, state, _means(job.submission.facts.values, answers), now)
+        case SaveRound():
+            saved = state.answers[asked[0]]
+            assert isinstance(saved, Saved)
+            return _deliver(job, state, saved, now)
+    return advance(job, state, now)
+
+
+def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
+    """Commit what any survivor completed; those a step behind will copy it."""
+    done = {rank: a for rank, a in state.answers.items() if isinstance(a, Trained | PeerLost)}
+    workers = dict(state.workers)
+    for rank, answer in done.items():
+        workers[rank] = replace(workers[rank], step=answer.step)
+        if isinstance(answer, Trained):
+            workers[rank] = members.note_speed(workers[rank], answer)
+    furthest = max(done.values(), key=lambda answer: len(answer.losses))
+    state = replace(state, workers=workers, rounds=state.rounds + 1)
+    if isinstance(furthest, Trained) and furthest.losses:
+        state = replace(state, step_s=furthest.seconds / len(furthest.losses))
+    if not furthest.losses:
+        return advance(replace(job, state=state), state, now)
+    to_step = order.from_step + len(furthest.losses)
+    job = _with_losses(job, state.grid, order.from_step, furthest.losses)
+    samples = state.grid.samples_seen(to_step) - state.grid.samples_seen(order.from_step)
+    seconds = max(now - state.ordered_at, 1e-9)
+    data = {"step": to_step, "epoch": to_step / state.grid.steps_per_epoch, "loss": furthest.losses[-1]}
+    data |= {"samples_per_s": samples / seconds, "steps_per_epoch": state.grid.steps_per_epoch}
+    job, commands = advance(replace(job, fruitless=0, state=state), state, now)
+    return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *commands]
+
+
+def _with_losses(job: Job, grid: Grid, from_step: int, losses: tuple[float, ...]) -> Job:
+    """The training after these steps. Losses are added one by one, so that it does not matter how rounds were cut."""
+    training = job.training
+    loss_sum, samples = training.loss_sum, training.loss_samples
+    for at, loss in enumerate(losses, start=from_step):
+        loss_sum += loss * grid.batch_len(at)
+        samples += grid.batch_len(at)
+    changes = {"step": from_step + len(losses), "loss_sum": loss_sum, "loss_samples": samples, "unmarked_best": False}
+    return replace(job, training=training.model_copy(update=changes))
+
+
+def _means(names: tuple[str, ...], answers: Mapping[int, Evaluated]) -> dict[str, float]:
+    """Sample-weighted means over the evaluation grid, summed in its order."""
+    finals = {name: value for answer in answers.values() for name, value in answer.finals.items()}
+    plain = [name for name in names if name != "loss" and name not in finals]
+    sums = [0.0] * (1 + len(plain))
+    for answer in sorted(answers.values(), key=lambda a: a.first_cell):
+        for row in answer.rows:
+            sums = [total + value for total, value in zip(sums, row, strict=True)]
+    return {name: total / sums[0] for name, total in zip(plain, sums[1:], strict=True)} | finals
+
+
+def _note_values(job: Job, state: Running, values: dict[str, float], now: float) -> Outcome:
+    """Write an evaluation into the history, and go on."""
+    training = job.training
+    seconds = job.elapsed_s + now - state.since
+    entry = {
+        "step": float(training.step),
+        "epoch": training.step / state.grid.steps_per_epoch,
+        "samples": float(state.grid.samples_seen(training.step)),
+        "loss": training.loss_sum / max(training.loss_samples, 1),
+        **values,
+    }
+    keep = Keep.parse(job.submission.options.keep)
+    changes: dict[str, Any] = {
+        "evaluated_step": training.step,
+        "history": (*training.history, entry),
+        "loss_sum": 0.0,
+        "loss_samples": 0,
+    }
+    if keep.metric is not None and improved(entry[keep.metric], training.best, keep.mode):
+        changes |= {"best": entry[keep.metric], "best_step": training.step, "unmarked_best": True}
+    job = replace(job, training=training.model_copy(update=changes))
+    job, commands = advance(job, state, now)
+    return job, [Record("evaluated", {**entry, "seconds": seconds}), *commands]
+
+
+# ---- the next order ----
+
+
+def advance(job: Job, state: Running, now: float) -> Outcome:
+    """The next order: evaluate, save or train. Everything that decides it is committed."""
+    training = job.training
+    if not state.stopping:
+        state = _judge(job, state, now)
+    state, changes = members.settle_membership(state, job.id, job.attempt)
+    unevaluated = training.step > training.evaluated_step
+    if unevaluated and (state.stopping or training.step % _eval_every(job, state.grid) == 0):
+        if job.submission.val_data is None:
+            return _after(changes, _note_values(job, state, {}, now))
+        if not members.stale(state, training)[0]:
+            return _after(changes, _order(job, state, EvaluateRound(group=state.group, step=training.step), now))
+    elif state.stopping and not members.stale(state, training)[0]:
+        kept_earlier = training.best_step is not None and training.best_step != training.step
+        save = SaveRound(step=training.step, which="best" if kept_earlier else "last")
+        return _after(changes, _order(job, state, save, now))
+    return _after(changes, _order_training(job, state, now))
+
+
+def _after(first: list[Command], outcome: Outcome) -> Outcome:
+    job, commands = outcome
+    return job, [*first, *([Enqueue()] if job.wanted else []), *commands]
+
+
+def _judge(job: Job, state: Running, now: float) -> Running:
+    """Whether the stop condition has fired, and whether it would have without the clock."""
+    training, stop = job.training, job.submission.options.stop
+    elapsed_s = job.elapsed_s + now - state.since
+    seen = Progress(training.step, state.grid.steps_per_epoch, elapsed_s, training.history)
+    without_clock = fired(stop, replace(seen, elapsed_s=0.0))
+    return replace(state, stopping=without_clock or fired(stop, seen), reproducible=bool(without_clock))
+
+
+def _eval_every(job: Job, grid: Grid) -> int:
+    return job.submission.options.eval_every or grid.steps_per_epoch
+
+
+def _order_training(job: Job, state: Running, now: float) -> Outcome:
+    """Train up to the next point where something may be decided; with no steps, only bring everyone to one state."""
+    training = job.training
+    at = training.step
+    behind, source = members.stale(state, training)
+    if behind and source is None:
+        return recover(job, "no worker holds the committed state", now)
+    due_evaluation = at > training.evaluated_step and at % _eval_every(job, state.grid) == 0
+    only_copy = bool(state.stopping) or due_evaluation
+    checkpoint = not only_copy and _checkpoint_due(job, state, now)
+    order = TrainRound(
+        group=state.group,
+        from_step=at,
+        to_step=at if only_copy else _round_end(job, state),
+        mark_best=training.unmarked_best and not only_copy,
+        checkpoint=checkpoint,
+        behind=behind,
+        source=source,
+    )
+    if checkpoint:
+        marked = training.model_copy(update={"unmarked_best": False})
+        state = replace(state, pending=marked, checkpointed_at=now)
+    return _order(job, state, order, now)
+
+
+def _checkpoint_due(job: Job, state: Running, now: float) -> bool:
+    at, every = job.training.step, job.submission.options.checkpoint_every
+    due = at % every == 0 if every else now - state.checkpointed_at >= CHECKPOINT_EVERY_S
+    return due and at > 0 and state.pending is None and (job.checkpoint is None or job.checkpoint.ref.step < at)
+
+
+def _round_end(job: Job, state: Running) -> int:
+    """Where the next round ends: after the target time, and wherever something may be decided before."""
+    options, at = job.submission.options, job.training.step
+    points = [_next_multiple(at, _eval_every(job, state.grid)), at + _round_steps(state)]
+    points += [point for point in _stop_steps(options.stop, state.grid) if point > at]
+    if options.checkpoint_every:
+        points.append(_next_multiple(at, options.checkpoint_every))
+    return min(points)
+
+
+def _next_multiple(at: int, every: int) -> int:
+    return (at // every + 1) * every
+
+
+def _round_steps(state: Running) -> int:
+    """One step to begin with, then as many as fill the target time: the master regains control that often."""
+    return 1 if state.step_s is None else max(1, round(ROUND_TARGET_S / max(state.step_s, 1e-6)))
+
+
+def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
+    """Every step at which a counted leaf may fire: rounds end there, so that it fires on any cluster alike."""
+    counted = [leaf for leaf in leaves(stop) if isinstance(leaf, MaxEpochs | MaxSteps)]
+    return [leaf.steps if isinstance(leaf, MaxSteps) else leaf.epochs * grid.steps_per_epoch for leaf in counted]
+
+
+def _order(job: Job, state: Running, order: TrainRound | EvaluateRound | SaveRound, now: float) -> Outcome:
+    state = replace(state, order=order, ordered_at=now, answers={}, lost=())
+    saves = isinstance(order, SaveRound)
+    ranks = state.members[:1] if saves else state.members
+    commands: list[Command] = [Send(job.attempt, rank, order) for rank in ranks]
+    if saves:
+        commands.append(SetTimer(SAVE_BOUND_S, Late(job.attempt, waiting_for(state))))
+    return replace(job, state=state), commands
+
+
+def waiting_for(state: Running) -> str:
+    """Names the present wait; a bound of an earlier one does not match it."""
+    match state.order:
+        case TrainRound(from_step=a, to_step=b):
+            return f"training steps {a} to {b} of group {state.generation}"
+        case EvaluateRound(step=at):
+            return f"the evaluation after step {at}"
+        case SaveRound(step=at):
+            return f"the model after step {at}"
+    return "nothing"
+
+
+def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
+    options = job.submission.options
+    seconds = job.elapsed_s + now - state.since
+    reason = " and ".join(map(str, state.stopping)) + f" at step {job.training.step}"
+    because = None if state.reproducible else f"wall time ended the job ({reason}, {seconds:.1f} s)"
+    delivery = Delivery(
+        blob=saved.blob,
+        nbytes=saved.nbytes,
+        digest=saved.digest,
+        step=job.training.best_step or saved.step,
+        stop_reason=reason,
+        reproducible=state.reproducible and options.reproducible,
+        irreproducible_because=because or (None if options.reproducible else "reproducible=False"),
+        hardware_class=state.hardware_class,
+    )
+    job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
+    finish: list[Command] = [Send(job.attempt, rank, Finish()) for rank in state.workers]
+    return job, [state_record(job), *finish]

@@ -1,0 +1,341 @@
+"""What a job is made of: its committed training, its states, the events that change it and the commands that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from paceline.grid import Grid
+from paceline.messages import (
+    CheckpointRef,
+    EvaluateRound,
+    FromWorker,
+    Group,
+    SaveRound,
+    ToWorker,
+    TrainRound,
+)
+from paceline.plan import Placement, Plan
+from paceline.spec import Submission
+from paceline.stop import StopCondition
+
+
+class Training(BaseModel):
+    """What is committed: it names the model's state exactly, and goes back to a checkpoint's as a whole."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    train_samples: int | None = None
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_samples: int = 0
+    evaluated_step: int = 0
+    history: tuple[dict[str, float], ...] = ()
+    best: float | None = None
+    best_step: int | None = None
+    unmarked_best: bool = False
+
+
+class Checkpoint(BaseModel):
+    """A published checkpoint and what was committed at its step."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    ref: CheckpointRef
+    training: Training
+
+
+class Delivery(BaseModel):
+    """The trained model, as the client will get it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    blob: str
+    nbytes: int
+    digest: str
+    step: int
+    stop_reason: str
+    reproducible: bool
+    irreproducible_because: str | None = None
+    hardware_class: str
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that has built everything. step: its model's state is that after so many steps.
+
+    cell_s: seconds that it takes for one cell, smoothed. moved_at: when it last made progress; beat_at: when it was
+    last heard; phase, stack: what it was doing then.
+    """
+
+    placement: Placement
+    address: str
+    store_port: int
+    step: int
+    cell_s: float | None = None
+    counter: tuple[int, int] = (0, 0)
+    moved_at: float = 0.0
+    beat_at: float = 0.0
+    phase: str = ""
+    stack: str = ""
+
+
+# ---- states ----
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Not started yet."""
+
+
+@dataclass(frozen=True)
+class Starting:
+    """building: started workers that are not ready, with their address once they have said hello."""
+
+    plan: Plan
+    building: Mapping[int, tuple[Placement, str]]
+    workers: Mapping[int, Worker] = field(default_factory=dict)
+    fingerprints: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Running:
+    """members: ranks that train, in the group's order; workers also has those that are ready to join.
+
+    order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
+    since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
+    """
+
+    plan: Plan
+    grid: Grid
+    fingerprint: str
+    hardware_class: str
+    members: tuple[int, ...]
+    workers: Mapping[int, Worker]
+    group: Group
+    since: float
+    checkpointed_at: float
+    target: int
+    next_rank: int
+    building: Mapping[int, tuple[Placement, str]] = field(default_factory=dict)
+    generation: int = 0
+    order: TrainRound | EvaluateRound | SaveRound | None = None
+    ordered_at: float = 0.0
+    answers: Mapping[int, FromWorker] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    failures: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    leaving: frozenset[int] = frozenset()
+    stopping: tuple[StopCondition, ...] = ()
+    reproducible: bool = True
+    step_s: float | None = None
+    rounds: int = 0
+    pending: Training | None = None
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """The attempt is lost; its last workers are being ended."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """For nodes to take the next attempt."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    delivery: Delivery
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """At the user's word."""
+
+
+State = Queued | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled
+TERMINAL = (Succeeded, Failed, Cancelled)
+
+
+@dataclass(frozen=True)
+class Job:
+    """attempt: of the present or last gang start, 0 before the first. fruitless: attempts in a row without a commit."""
+
+    id: str
+    submission: Submission
+    state: State = field(default_factory=Queued)
+    attempt: int = 0
+    fruitless: int = 0
+    elapsed_s: float = 0.0
+    training: Training = field(default_factory=Training)
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def state_name(self) -> str:
+        return type(self.state).__name__.upper()
+
+    @property
+    def wanted(self) -> int:
+        """How many more workers a running job could use."""
+        state = self.state
+        if not isinstance(state, Running) or state.stopping:
+            return 0
+        staying = len(set(state.workers) - state.leaving) + len(state.building)
+        return max(0, state.target - staying)
+
+
+# ---- events ----
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The planner's decision for the next attempt."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Recruited:
+    """A place for one more worker of a running attempt; the placement's rank is not used."""
+
+    attempt: int
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A message of one worker of one attempt."""
+
+    attempt: int
+    rank: int
+    message: FromWorker
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker's process ended, or its node is gone."""
+
+    attempt: int
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class AttemptEnded:
+    """No worker of the attempt is left."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Late:
+    """The bound of a wait has passed. `waiting_for` tells whether it is still the same wait."""
+
+    attempt: int
+    waiting_for: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A second has passed in a running attempt."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class ScaleRequested:
+    """Train with so many workers from the next round on."""
+
+    workers: int
+
+
+@dataclass(frozen=True)
+class NodeDraining:
+    """The node is to be given back."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
+class CancelRequested:
+    """By the user."""
+
+
+Event = (
+    Planned | Recruited | Answer | Lost | AttemptEnded | Late | Tick | ScaleRequested | NodeDraining | CancelRequested
+)
+
+
+# ---- commands ----
+
+
+@dataclass(frozen=True)
+class Enqueue:
+    """Plan this job, or find it more workers, as soon as nodes are free."""
+
+
+@dataclass(frozen=True)
+class StartWorkers:
+    attempt: int
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True)
+class Send:
+    attempt: int
+    rank: int
+    message: ToWorker
+
+
+@dataclass(frozen=True)
+class StopWorkers:
+    """All of the attempt's, or those of the given ranks."""
+
+    attempt: int
+    ranks: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    seconds: float
+    event: Late | Tick
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Steps [from_step, to_step) are part of the job now: the ledger's entry."""
+
+    attempt: int
+    from_step: int
+    to_step: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class RollBack:
+    """Commits from `step` on are undone: the next attempt starts there."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of the job's history, for whoever watches."""
+
+    kind: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Record
+Outcome = tuple[Job, list[Command]]
