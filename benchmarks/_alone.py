@@ -69,13 +69,17 @@ def _short(command: Sequence[str]) -> str:
     return " ".join(Path(part).name if os.sep in part else part for part in command)
 
 
-def _tail(file: Any) -> str:
+def _all(file: Any) -> str:
     file.seek(0)
-    return str(file.read())[-TAIL_CHARS:]
+    return str(file.read()).strip()
+
+
+def _tail(file: Any) -> str:
+    return _all(file)[-TAIL_CHARS:]
 
 
 def _last_object(file: Any) -> dict[str, Any] | None:
-    lines = _tail(file).strip().splitlines()
+    lines = _all(file).splitlines()
     return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
 
 

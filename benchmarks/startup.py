@@ -55,7 +55,7 @@ def paceline_warm(engine: str) -> list[Outcome]:
 def ray_train_warm() -> list[Outcome]:
     _, found = run_alone(python("ray_train.py", "1", *map(str, WORKERS)), TIMEOUT_S)
     assert found is not None
-    first, *warm = found["fits"]  # the first one warms Ray
+    warm = found["fits"][1:]  # the first one warms Ray
     return [Outcome("ray train, warm", fit["workers"], fit["seconds"], fit["loss"]) for fit in warm]
 
 
@@ -142,7 +142,10 @@ def _aims(report: Report) -> list[Aim]:
         for ours, bound in WARM_AIMS.items():
             figure = report.figures.get(f"{ours}, warm, {workers}")
             aims.append(Aim.at_most(f"{ours}, warm, {workers}, in seconds", figure and figure.median, bound))
-        cold, torchrun = report.figures.get(f"paceline, cold, {workers}"), report.peers.get(f"torchrun, cold, {workers}")
+        cold, torchrun = (
+            report.figures.get(f"paceline, cold, {workers}"),
+            report.peers.get(f"torchrun, cold, {workers}"),
+        )
         ratio = cold.median / torchrun.median if cold and torchrun else None
         aims.append(Aim.at_most(f"paceline, cold, of torchrun's time, {workers}", ratio, COLD_AIM))
     return aims

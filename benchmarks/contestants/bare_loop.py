@@ -1,6 +1,6 @@
 """`python bare_loop.py WORKLOAD`: the loop that a torch user writes, over the grid's own microbatches.
 
-Last line: `{samples_per_s, loss}`; the rate without the warm-up, the loss of the last step's batch.
+Last line: `{samples_per_s, mean_loss}`; the rate without the warm-up, the mean over all steps' batches.
 """
 
 import json
@@ -19,7 +19,7 @@ model = work.model()
 optimizer = steady.optimizer(model.parameters())
 grid = Grid(len(x), work.batch, steady.MICROBATCHES, drop_last=True, seed=0)
 
-started = time.perf_counter()
+started, losses = time.perf_counter(), []
 for step in range(work.steps):
     if step == steady.WARM_UP_STEPS:
         started = time.perf_counter()
@@ -29,7 +29,8 @@ for step in range(work.steps):
         loss = steady.loss(model(x[index]), y[index]) / steady.MICROBATCHES
         loss.backward()
         total += loss.item()
+    losses.append(total)
     optimizer.step()
     optimizer.zero_grad()
-samples = (work.steps - steady.WARM_UP_STEPS) * work.batch
-print(json.dumps({"samples_per_s": samples / (time.perf_counter() - started), "loss": total}))
+rate = (work.steps - steady.WARM_UP_STEPS) * work.batch / (time.perf_counter() - started)
+print(json.dumps({"samples_per_s": rate, "mean_loss": sum(losses) / len(losses)}))

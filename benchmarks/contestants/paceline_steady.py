@@ -1,7 +1,7 @@
 """`python paceline_steady.py WORKLOAD`: the same training as a job of one worker.
 
-Last line: `{samples_per_s, loss}`; the rate by the master's clock, from the first commit after the warm-up to the
-last, so that whatever happens between rounds counts; the loss of the last step's batch.
+Last line: `{samples_per_s, mean_loss}`; the rate by the master's clock, from the first commit after the warm-up to
+the last, so that whatever happens between rounds counts; the mean over all steps' batches.
 """
 
 import json
@@ -27,8 +27,9 @@ if __name__ == "__main__":
             resources=pl.Resources(workers=1),
         )
         commits = [event.data for event in job.events() if event.kind == "progress"]
-        job.result()
-    first = next(commit for commit in commits if commit["step"] >= steady.WARM_UP_STEPS)
-    last = commits[-1]
-    samples = (last["step"] - first["step"]) * work.batch
-    print(json.dumps({"samples_per_s": samples / (last["at"] - first["at"]), "loss": last["loss"]}))
+        history = job.result().history
+    warm = next(commit for commit in commits if commit["step"] >= steady.WARM_UP_STEPS)
+    rate = (work.steps - warm["step"]) * work.batch / (commits[-1]["at"] - warm["at"])
+    ends = [0, *(epoch["samples"] for epoch in history)]
+    sums = [(end - start) * epoch["loss"] for start, end, epoch in zip(ends, ends[1:], history, strict=False)]
+    print(json.dumps({"samples_per_s": rate, "mean_loss": sum(sums) / ends[-1]}))

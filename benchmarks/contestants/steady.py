@@ -60,7 +60,9 @@ def _cnn() -> nn.Module:
 def _mlp() -> nn.Module:
     """0.27 million parameters."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
 
 
 class _Transformer(nn.Module):

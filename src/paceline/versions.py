@@ -40,11 +40,17 @@ def check(theirs: Versions, ours: Versions, who: str) -> None:
         if their != our:
             raise VersionMismatch(
                 f"{who} has {name} {their or 'not installed'}; the master has {our or 'not installed'}.",
-                f"Install {name} {our} there, or start the master with {their}.",
+                _remedy(name, their, our),
                 name=name,
                 theirs=their,
                 ours=our,
             )
+
+
+def _remedy(name: str, theirs: str | None, ours: str | None) -> str:
+    if theirs is None or ours is None:
+        return f"Install {name} {ours or theirs} {'there' if ours else 'for the master'}."
+    return f"Install {name} {ours} there, or start the master with {theirs}."
 
 
 def _torch_key(version: str | None, exact: bool) -> str | None:

@@ -15,14 +15,18 @@ def options(**changes: Any) -> TrainOptions:
     return TrainOptions(**{"stop": MaxSteps(10), **changes})
 
 
-def submission(request_id: str = "request", val: bool = True, values: tuple[str, ...] = (), **changes: Any) -> Submission:
+def submission(
+    request_id: str = "request", val: bool = True, values: tuple[str, ...] = (), **changes: Any
+) -> Submission:
     """A job with validation data, which evaluates the loss and `values`."""
     evaluated = ("loss", "val_loss", *values) if val else ("loss",)
     return Submission(
         request_id=request_id,
         versions=Versions(paceline="1", python="3.11", torch="2.13.0"),
         options=options(**changes),
-        facts=Facts(parameters=10, parameter_bytes=40, train_samples=20, val_samples=8 if val else None, values=evaluated),
+        facts=Facts(
+            parameters=10, parameter_bytes=40, train_samples=20, val_samples=8 if val else None, values=evaluated
+        ),
         program=PackageRef(pickle="a" * 64),
         train_data=PackageRef(pickle="b" * 64, buffers=("c" * 64,)),
         val_data=PackageRef(pickle="d" * 64) if val else None,
@@ -48,6 +52,7 @@ def plan_of(shares: list[tuple[int, int]]) -> Plan:
         cores_per_worker=1,
         memory_per_worker=GIB,
         microbatches=max(end for _, end in shares),
+        most_workers=len(shares),
         summary="as the test wants it",
         reasons=(),
     )

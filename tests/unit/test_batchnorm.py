@@ -11,7 +11,12 @@ import paceline as pl
 from paceline.training.batchnorm import BatchNormPool
 
 CHANNELS = 3
-SHAPES = {"1d": (24, CHANNELS), "1d sequence": (24, CHANNELS, 5), "2d": (24, CHANNELS, 4, 4), "3d": (24, CHANNELS, 2, 2, 2)}
+SHAPES = {
+    "1d": (24, CHANNELS),
+    "1d sequence": (24, CHANNELS, 5),
+    "2d": (24, CHANNELS, 4, 4),
+    "3d": (24, CHANNELS, 2, 2, 2),
+}
 LAYERS = {
     "1d": torch.nn.BatchNorm1d, "1d sequence": torch.nn.BatchNorm1d, "2d": torch.nn.BatchNorm2d, "3d": torch.nn.BatchNorm3d,
 }  # fmt: skip

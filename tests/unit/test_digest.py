@@ -60,7 +60,9 @@ def test_the_layout_of_the_file_does_not_matter(tmp_path: Path) -> None:
     one = write(
         tmp_path / "one", {"a": {**entry, "data_offsets": [0, 2]}, "b": {**entry, "data_offsets": [2, 4]}}, b"aabb"
     )
-    padded = b"   " + json.dumps({"b": {**entry, "data_offsets": [0, 2]}, "a": {**entry, "data_offsets": [2, 4]}}).encode()
+    padded = (
+        b"   " + json.dumps({"b": {**entry, "data_offsets": [0, 2]}, "a": {**entry, "data_offsets": [2, 4]}}).encode()
+    )
     assert model_digest(write(tmp_path / "two", padded, b"bbaa")) == model_digest(one)
 
 

@@ -80,7 +80,9 @@ def whole_sum(shares: list[tuple[int, int]], num_cells: int) -> list[Gradients]:
         owners = parameters()
         workers = WorkerGroup(group, rank, store, CPU)
         partials = accumulated(owners, shares[rank], num_cells).partials()
-        results[rank] = [g if g is None else g.clone() for g in GradientSum(owners, workers).total(partials, shares, num_cells)]
+        results[rank] = [
+            g if g is None else g.clone() for g in GradientSum(owners, workers).total(partials, shares, num_cells)
+        ]
         workers.close()
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(shares))]

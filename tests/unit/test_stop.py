@@ -31,9 +31,7 @@ histories = st.lists(
     st.fixed_dictionaries({"val_loss": st.floats(-10, 10) | st.just(math.nan), "val_accuracy": st.floats(-10, 10)}),
     max_size=6,
 )
-progresses = st.builds(
-    Progress, st.integers(0, 600), st.integers(1, 20), st.floats(0, 2e6), histories.map(tuple)
-)
+progresses = st.builds(Progress, st.integers(0, 600), st.integers(1, 20), st.floats(0, 2e6), histories.map(tuple))
 
 
 def at(step: int = 0, elapsed_s: float = 0.0, history: tuple[dict[str, float], ...] = ()) -> Progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.cli.common import Cores, Folder, Json, connect, data_folder, require_node_parts
+from paceline.cli.common import Cores, Folder, Json, connect, data_folder, require_node_parts, trusted
 from paceline.cli.output import console, counted, gib, rows, show
 from paceline.errors import Forbidden, InvalidSpec
 
@@ -17,16 +17,12 @@ if TYPE_CHECKING:
     from paceline.plan import Node
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The master's address, such as https://master:8470.")]
-Token = Annotated[str, typer.Option(help="The token that the master printed.")]
-Ca = Annotated[
-    Path | None,
-    typer.Option(exists=True, dir_okay=False, resolve_path=True, help="The certificate file to trust."),
-]
+Ca = Annotated[Path | None, trusted("The certificate file to trust.")]
 
 
 def join(
     url: Url,
-    token: Token,
+    token: Annotated[str, typer.Option(help="The node token, as in the join line of `paceline up`.")],
     name: Annotated[str | None, typer.Option(help="The node's name.", show_default="the host's name")] = None,
     cores: Cores = None,
     folder: Folder = None,
@@ -61,7 +57,12 @@ def join(
     console(stderr=True).print(f"{args.name} has left.")
 
 
-def login(url: Url, token: Token, ca: Ca = None, json: Json = False) -> None:
+def login(
+    url: Url,
+    token: Annotated[str, typer.Option(help="The client token, as in the master's tokens.json.")],
+    ca: Ca = None,
+    json: Json = False,
+) -> None:
     """Check a master's address and token, and keep them for this user."""
     from paceline.client import login as kept
     from paceline.client.client import Client

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,26 @@ Folder = Annotated[
     typer.Option(file_okay=False, help="Where the state is kept.", show_default="~/.local/share/paceline"),
 ]
 Cores = Annotated[int | None, typer.Option(min=1, help="Offer this many cores.", show_default="all of the machine's")]
+
+
+def _certificate(path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise typer.BadParameter(f"{path} holds no certificate.") from None
+    return path
+
+
+def pem(text: str) -> Any:
+    """An option that names a file with certificates or a key."""
+    return typer.Option(exists=True, dir_okay=False, resolve_path=True, help=text)
+
+
+def trusted(text: str) -> Any:
+    """An option that names a file with the certificates to trust."""
+    return typer.Option(exists=True, dir_okay=False, resolve_path=True, callback=_certificate, help=text)
 
 
 def connect(local: bool = False) -> Client:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import signal
 import socket
+import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paceline.cli.common import Cores, Folder, Json, data_folder, require_node_parts
+from paceline.cli.common import Cores, Folder, Json, data_folder, pem, require_node_parts, trusted
 from paceline.cli.output import console, pairs, show
 from paceline.errors import PacelineError
 from paceline.settings import DEFAULT_PORT, MasterSettings
@@ -22,10 +23,6 @@ ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - what users may bind, not what we do
 ON_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
-def _pem(text: str) -> Any:
-    return typer.Option(exists=True, dir_okay=False, resolve_path=True, help=text)
-
-
 def up(
     folder: Folder = None,
     host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
@@ -34,14 +31,18 @@ def up(
     engine: Annotated[Literal["local", "ray"], typer.Option(help="What reaches the nodes.")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default, one is started.")] = None,
     cores: Cores = None,
-    tls_cert: Annotated[Path | None, _pem("The master's certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, _pem("The certificate's key, PEM.")] = None,
-    tls_ca: Annotated[Path | None, _pem("What clients and nodes check the certificate with.")] = None,
+    tls_cert: Annotated[Path | None, pem("The master's certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, pem("The certificate's key, PEM.")] = None,
+    tls_ca: Annotated[Path | None, trusted("What clients and nodes check the certificate with.")] = None,
     json: Json = False,
 ) -> None:
     """Start a master on this machine. Runs until Ctrl-C."""
     require_node_parts()
-    _refuse_pointless(engine, ray_address, cores, tls_cert, tls_key, tls_ca)
+    if ray_address and engine != "ray":
+        raise typer.BadParameter("--ray-address goes with --engine ray.")
+    if cores and engine == "ray":
+        raise typer.BadParameter("--cores goes with --engine local; on Ray, nodes offer what they have.")
+    _check_tls(tls_cert, tls_key, tls_ca)
     folder = (folder or data_folder()).resolve()
     settings = MasterSettings(
         folder=folder,
@@ -59,16 +60,15 @@ def up(
     _serve(settings, json)
 
 
-def _refuse_pointless(
-    engine: str, ray_address: str | None, cores: int | None, cert: Path | None, key: Path | None, ca: Path | None
-) -> None:
-    """Options that would do nothing are a misunderstanding."""
-    if ray_address and engine != "ray":
-        raise typer.BadParameter("--ray-address goes with --engine ray.")
-    if cores and engine == "ray":
-        raise typer.BadParameter("--cores goes with --engine local; on Ray, nodes offer what they have.")
-    if (cert is None) != (key is None) or (ca and not cert):
+def _check_tls(cert: Path | None, key: Path | None, ca: Path | None) -> None:
+    if cert is None and key is None and ca is None:
+        return
+    if cert is None or key is None:
         raise typer.BadParameter("--tls-cert and --tls-key go together, and --tls-ca with them.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except ssl.SSLError:
+        raise typer.BadParameter(f"{cert} and {key} are no certificate and its key.") from None
 
 
 def _serve(settings: MasterSettings, as_json: bool) -> None:
@@ -99,21 +99,18 @@ def _serve(settings: MasterSettings, as_json: bool) -> None:
 
 
 def _banner(settings: MasterSettings, told: dict[str, str]) -> Text:
-    alone = settings.host in ON_THIS_MACHINE
+    note = None
+    if settings.host in ON_THIS_MACHINE:
+        note = f"only this machine reaches {settings.host}; others need --host and --tls-cert"
+    elif settings.tls_ca:
+        note = f"other machines need a copy of {settings.tls_ca}"
     return pairs(
         [
             ("master", f"{told['url']}  (state in {told['folder']})"),
             ("login", f"done for this user, in {told['login']}"),
-            ("", ""),
-            (
-                "token",
-                f"{told['token'][:14]}…  (whole in {settings.folder / 'tokens.json'}, for `paceline login` elsewhere)",
-            ),
+            ("token", f"{told['token'][:14]}…  (whole in {settings.folder / 'tokens.json'}, for `paceline login`)"),
             ("join", told["join"]),
-            (
-                "note",
-                f"only this machine reaches {settings.host}; others need --host and --tls-cert" if alone else None,
-            ),
+            ("note", note),
             ("next", "paceline train FILE"),
             ("stop", "Ctrl-C"),
         ]

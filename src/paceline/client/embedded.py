@@ -37,7 +37,8 @@ class EmbeddedMaster:
 
 def start_master(settings: MasterSettings) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """Start a master as a child and wait until it serves. Raises its error where it can't."""
-    command = [sys.executable, "-m", "paceline.master", settings.model_dump_json()]
+    # -P: a user's file in the working folder, say json.py, must not pass for a module of ours
+    command = [sys.executable, "-P", "-m", "paceline.master", settings.model_dump_json()]
     # in a group of its own: a Ctrl-C in the terminal is for the parent, which ends the master when it is ready to
     process = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0

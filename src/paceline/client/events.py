@@ -58,13 +58,23 @@ def follow(http: httpx.Client, job_id: str, deadline: float | None = None) -> It
         time.sleep(RETRY_AFTER_S)
 
 
+def past(http: httpx.Client, job_id: str) -> list[Event]:
+    """The events of a job until now."""
+    try:
+        return [event for _, event in _stream(http, job_id, 0, None, follow=False) if event is not None]
+    except httpx.TransportError as error:
+        raise unreachable(http.base_url, error) from error
+
+
 def _stream(
-    http: httpx.Client, job_id: str, after: int, deadline: float | None
+    http: httpx.Client, job_id: str, after: int, deadline: float | None, follow: bool = True
 ) -> Iterator[tuple[int | None, Event | None]]:
     """(seq, event) as they come; (None, None) for a sign of life."""
     read_s = READ_TIMEOUT_S if deadline is None else min(READ_TIMEOUT_S, max(0.01, deadline - time.monotonic()))
     timeout = httpx.Timeout(10.0, read=read_s)
-    with http.stream("GET", f"/api/v1/jobs/{job_id}/events", params={"after": after}, timeout=timeout) as response:
+    with http.stream(
+        "GET", f"/api/v1/jobs/{job_id}/events", params={"after": after, "follow": follow}, timeout=timeout
+    ) as response:
         raise_for(response)
         fields: dict[str, str] = {}
         for line in response.iter_lines():

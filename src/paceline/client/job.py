@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.client.events import ENDED, Event, follow
+from paceline.client.events import ENDED, Event, follow, past
 from paceline.client.result import Result
 from paceline.digest import model_digest
 from paceline.errors import Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
@@ -52,6 +52,10 @@ class Job:
     def events(self) -> Iterator[Event]:
         """All that happened and happens to the job, until it ends."""
         return follow(self._client.http, self.id)
+
+    def events_so_far(self) -> list[Event]:
+        """All that happened to the job until now."""
+        return past(self._client.http, self.id)
 
     def watch(self) -> None:
         """Show a progress bar and the evaluations until the job ends. A failed job raises in result(), not here."""

@@ -51,10 +51,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{at}]", part) for at, part in enumerate(value))
     elif isinstance(value, types.FunctionType):
         yield from ((f" (captures {name})", part) for name, part in captured(value))
+        defaults = {name: parameter.default for name, parameter in inspect.signature(value).parameters.items()}
+        yield from ((f" (default of {name})", part) for name, part in defaults.items())
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
     elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
         yield ".func", value.func
+        yield from ((f".args[{at}]", part) for at, part in enumerate(value.args))
         yield from ((f".{name}", part) for name, part in value.keywords.items())
     elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
         for name, part in vars(value).items():

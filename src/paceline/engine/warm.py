@@ -27,6 +27,7 @@ class WarmWorkers:
         while True:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # see client/embedded.py
                 "-m",
                 "paceline.engine.forkserver",
                 stdin=asyncio.subprocess.PIPE,

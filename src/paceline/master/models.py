@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, Text
+from sqlalchemy import JSON, Double, ForeignKey, Index, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, str: Text}  # noqa: RUF012 - SQLAlchemy's own form
+    type_annotation_map = {dict[str, Any]: JSON, float: Double, str: Text}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 class JobRow(Base):

@@ -111,6 +111,8 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
     """Go on once everyone who is left has answered. A lost peer is waited for: who it was, its agent will tell."""
     if not state.members:
         return recover(job, state.lost[-1] if state.lost else "no worker is left", now)
+    if isinstance(state.order, SaveRound) and state.members[0] != state.group.members[0]:
+        return advance(job, state, now)  # the one that was asked is gone: ask the next
     asked = state.members[:1] if isinstance(state.order, SaveRound) else state.members
     if any(rank not in state.answers for rank in asked):
         return job, []

@@ -174,20 +174,20 @@ async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) 
 
 
 @router.get("/{job_id}/events")
-async def events(master: The, job_id: str, after: int = 0) -> StreamingResponse:
-    """Server-sent events from `after` on, live until the job has ended."""
+async def events(master: The, job_id: str, after: int = 0, follow: bool = True) -> StreamingResponse:
+    """Server-sent events from `after` on, live until the job has ended; without `follow`, those so far."""
     await run_in_threadpool(master.store.job, job_id)
-    return StreamingResponse(_stream(master, job_id, after), media_type="text/event-stream")
+    return StreamingResponse(_stream(master, job_id, after, follow), media_type="text/event-stream")
 
 
-async def _stream(master: Master, job_id: str, after: int) -> AsyncIterator[str]:
+async def _stream(master: Master, job_id: str, after: int, follow: bool) -> AsyncIterator[str]:
     with master.feed.watch(job_id) as live:
         for row in await run_in_threadpool(master.store.events, job_id, after):
             after = row.seq
             yield _sse(FeedEvent(row.seq, row.at, row.kind, row.data))
             if _is_last(row.kind, row.data):
                 return
-        while True:
+        while follow:
             try:
                 event = await asyncio.wait_for(live.get(), KEEP_ALIVE_S)
             except TimeoutError:

@@ -21,21 +21,21 @@ def upgrade() -> None:
         sa.Column("submission", sa.JSON, nullable=False),
         sa.Column("state", sa.Text, nullable=False, index=True),
         sa.Column("attempt", sa.Integer, nullable=False),
-        sa.Column("elapsed_s", sa.Float, nullable=False),
+        sa.Column("elapsed_s", sa.Double, nullable=False),
         sa.Column("plan", sa.JSON),
         sa.Column("training", sa.JSON, nullable=False),
         sa.Column("checkpoint", sa.JSON),
         sa.Column("delivery", sa.JSON),
         sa.Column("error", sa.JSON),
-        sa.Column("created_at", sa.Float, nullable=False),
-        sa.Column("ended_at", sa.Float),
-        sa.Column("delivered_at", sa.Float),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("ended_at", sa.Double),
+        sa.Column("delivered_at", sa.Double),
     )
     op.create_table(
         "events",
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
         sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id"), nullable=False),
-        sa.Column("at", sa.Float, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("data", sa.JSON, nullable=False),
     )
@@ -55,7 +55,7 @@ def upgrade() -> None:
         "tokens",
         sa.Column("sha256", sa.Text, primary_key=True),
         sa.Column("role", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
     )
 
 
