@@ -35,11 +35,8 @@ def load(part):
             f"with its four .gz files"
         )
     images, labels = (gzip.decompress(file.read_bytes()) for file in files)
-    # the headers are 16 and 8 bytes long; writable copies, because torch wants to own its memory
-    return (
-        np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28).copy(),
-        np.frombuffer(labels, np.uint8, offset=8).copy(),
-    )
+    pixels = np.frombuffer(images, np.uint8, offset=16)  # behind the idx format's header
+    return pixels.reshape(-1, 1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
 class Cnn(nn.Module):

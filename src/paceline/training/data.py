@@ -49,7 +49,7 @@ def open_source(
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> Source:
     """Open what the spec gave: arrays, a Dataset, or a builder of one. Raises InvalidSpec on anything else."""
-    if callable(data) and not hasattr(data, "__getitem__"):
+    if isinstance(data, type) or (callable(data) and not hasattr(data, "__getitem__")):
         seed_everything(derive_seed(seed, "data"))
         data = data()
     plain = augment is None and collate is None

@@ -1,0 +1,49 @@
+"""A master that dies and comes back."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import running_master, wait_until
+from workloads import Cnn, spec
+
+import paceline as pl
+from paceline.client.embedded import start_master
+from paceline.settings import MasterSettings
+
+LONG = {"model": partial(Cnn, 16), "stop": pl.MaxEpochs(12), "batch_size": 48, "checkpoint_every": 25}
+
+
+def test_a_killed_master_finds_its_job_again_and_ends_it_with_the_same_digest(
+    tmp_path: Path, client: pl.Client
+) -> None:
+    expected = client.submit(spec(workers=1, **LONG)).result(timeout=120).digest
+    process, ready = start_master(MasterSettings(folder=tmp_path, port=0, cores=4, parent_pipe=True))
+    with pl.Client(ready["url"], ready["token"]) as first:
+        job = first.submit(spec(workers=2, **LONG))
+        wait_until(lambda: any(event.kind == "checkpoint" for event in job.events_so_far()))
+        pids = [worker["pid"] for worker in job.workers()]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    with running_master(tmp_path, cores=4) as second:
+        found = second.job(job.id)
+        result = found.result(timeout=120)
+        assert result.digest == expected
+        assert [row for row in result.ledger if row["committed"] != row["expected"] or row["twice"]] == []
+        assert found.info()["attempt"] == 2
+        with pytest.raises(pl.ModelUnknown, match="load_into"):
+            _ = result.model
+        assert result.load_into(Cnn(16)).state_dict()["head.weight"].shape == (10, 512)
+
+
+def test_a_delivered_result_is_there_after_a_restart(tmp_path: Path) -> None:
+    with running_master(tmp_path) as first:
+        job = first.submit(spec())
+        digest = job.result(timeout=60).digest
+    with running_master(tmp_path) as second:
+        assert second.job(job.id).result(timeout=60).digest == digest

@@ -1,0 +1,129 @@
+"""One digest for a spec, whoever trains it: models, optimizers, precision, clipping, schedules and augmentation.
+
+The combinations cover every pair of choices at least once; `docs/guarantees.md` promises these and no others.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from workloads import Cnn, Transformer, digits, mlp, spec
+
+import paceline as pl
+
+MODELS = {"mlp": mlp, "cnn": Cnn, "transformer": Transformer}
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "adamw": partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05),
+}
+# model, optimizer, precision, clip, schedule, augment, workers
+COMBINATIONS = [
+    ("mlp", "sgd", "fp32", None, False, False, (2, 3)),
+    ("mlp", "adamw", "bf16-mixed", 1.0, True, True, (5,)),
+    ("cnn", "sgd", "bf16-mixed", None, True, True, (3,)),
+    ("cnn", "adamw", "fp32", 1.0, False, False, (2, 5, 8)),
+    ("cnn", "adamw", "fp32", None, True, False, (8,)),
+    ("transformer", "sgd", "fp32", 1.0, True, True, (2,)),
+    ("transformer", "adamw", "bf16-mixed", None, False, False, (3, 8)),
+    ("transformer", "adamw", "fp32", None, False, True, (5,)),
+]
+
+
+def warmup(seen: int, total: int) -> float:
+    return min(1.0, 4 * seen / total) * (1 - 0.5 * seen / total)
+
+
+def augment(sample: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Noise from all three generators: each must be seeded by the sample."""
+    x, y = sample
+    noise = torch.randn(x.shape) * 0.1 + float(np.random.normal(0, 0.01))
+    return torch.as_tensor(x) * random.uniform(0.9, 1.1) + noise, y
+
+
+def no_weight_decay_on_biases(named: Any) -> torch.optim.Optimizer:
+    named = list(named)
+    biases = [p for name, p in named if name.endswith("bias")]
+    weights = [p for name, p in named if not name.endswith("bias")]
+    return torch.optim.AdamW([{"params": weights}, {"params": biases, "weight_decay": 0.0}], lr=2e-3)
+
+
+@pytest.mark.parametrize(("model", "optimizer", "precision", "clip", "schedule", "augmented", "counts"), COMBINATIONS)
+def test_digest_does_not_depend_on_the_number_of_workers(
+    client: pl.Client,
+    model: str,
+    optimizer: str,
+    precision: str,
+    clip: float | None,
+    schedule: bool,
+    augmented: bool,
+    counts: tuple[int, ...],
+) -> None:
+    fields = {
+        "model": MODELS[model],
+        "optimizer": OPTIMIZERS[optimizer],
+        "precision": precision,
+        "clip_grad_norm": clip,
+        "lr_schedule": warmup if schedule else None,
+        "augment": augment if augmented else None,
+    }
+    one = client.submit(spec(workers=1, **fields)).result(timeout=120)
+    for workers in counts:
+        many = client.submit(spec(workers=workers, **fields)).result(timeout=120)
+        assert many.digest == one.digest
+        assert many.history == one.history
+
+
+def test_parameter_groups_of_the_users_own_keep_the_digest(client: pl.Client) -> None:
+    digests = {
+        client.submit(spec(optimizer=no_weight_decay_on_biases, workers=workers)).result(timeout=60).digest
+        for workers in (1, 3)
+    }
+    assert len(digests) == 1
+
+
+def test_a_dataset_built_on_the_node_gives_the_digest_of_the_same_arrays(client: pl.Client) -> None:
+    x, y = digits()[0]
+
+    class Rows(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(x)
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.tensor(x[index]), int(y[index])
+
+    arrays = client.submit(spec()).result(timeout=60)
+    assert client.submit(spec(train_data=Rows())).result(timeout=60).digest == arrays.digest
+    assert client.submit(spec(train_data=Rows, workers=2)).result(timeout=60).digest == arrays.digest
+
+
+def test_a_different_seed_gives_a_different_model(client: pl.Client) -> None:
+    assert client.submit(spec(seed=1)).result(timeout=60).digest != client.submit(spec(seed=2)).result(timeout=60).digest
+
+
+def test_exact_training_equals_an_ordinary_loop_over_the_whole_batch(client: pl.Client) -> None:
+    from paceline.grid import Grid
+
+    (x, y), _ = digits()
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    grid = Grid(len(x), 64, 8, False, 0)
+    for step in range(grid.steps_per_epoch):
+        index = np.concatenate([grid.cell_samples(step, cell) for cell in range(grid.num_cells(step))])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.tensor(x[index])), torch.tensor(y[index])).backward()
+        optimizer.step()
+    trained = client.submit(spec(optimizer=partial(torch.optim.SGD, lr=0.1), workers=2)).result(timeout=60).state_dict
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_job_that_wall_time_ended_says_that_it_is_not_reproducible(client: pl.Client) -> None:
+    result = client.submit(spec(stop=pl.MaxTime("1s") | pl.MaxEpochs(100_000))).result(timeout=60)
+    assert not result.reproducible
+    assert "wall time" in (result.irreproducible_because or "")
+    assert client.submit(spec(stop=pl.MaxTime("10m") | pl.MaxEpochs(1))).result(timeout=60).reproducible

@@ -1,0 +1,133 @@
+"""The examples reach the quality that their docstrings state; smaller variants of the long ones run in every test run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import paceline as pl
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[pl.Client]:
+    """An embedded master whose node has two cores, as the examples' docstrings assume."""
+    with pl.Client(local=True, cores=2) as client:
+        yield client
+
+
+def example(name: str) -> ModuleType:
+    """The example, imported as `paceline train` does; where its data can't be had, a skip that says how to get them."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(name)
+    except FileNotFoundError as absent:
+        pytest.skip(str(absent))
+
+
+def train(client: pl.Client, spec: pl.TrainSpec, **changes: Any) -> pl.Result:
+    """Train an example's spec, or a smaller variant of it."""
+    return client.submit(pl.TrainSpec(**{**dict(spec), **changes})).result(timeout=900)
+
+
+def test_digits_reaches_97_percent(machine: pl.Client) -> None:
+    digits = example("digits")
+    result = train(machine, digits.spec)
+    assert max(values["val_accuracy"] for values in result.history) >= digits.EXPECTED_ACCURACY == 0.97
+    assert result.reproducible
+
+
+def test_digits_run_as_a_script_prints_its_accuracy_and_exits_0() -> None:
+    script = [sys.executable, str(EXAMPLES / "digits.py")]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "validation accuracy 9" in done.stdout.splitlines()[-1]
+
+
+def test_fashion_mnist_reaches_80_percent_from_a_sixth_of_the_images(machine: pl.Client) -> None:
+    spec = example("fashion_mnist").spec
+    images, labels = spec.train_data
+    test_images, test_labels = spec.val_data
+    result = train(
+        machine,
+        spec,
+        train_data=(images[:10_000], labels[:10_000]),
+        val_data=(test_images[:2_000], test_labels[:2_000]),
+        stop=pl.MaxEpochs(2),
+    )
+    assert result.history[-1]["val_accuracy"] >= 0.80
+    assert len(result.plan.workers) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fashion_mnist_reaches_90_percent(machine: pl.Client) -> None:
+    fashion_mnist = example("fashion_mnist")
+    result = train(machine, fashion_mnist.spec)
+    assert result.history[-1]["val_accuracy"] >= fashion_mnist.EXPECTED_ACCURACY == 0.90
+    assert [epoch["committed"] for epoch in result.ledger] == [60_000] * 5
+
+
+def test_shakespeare_learns_more_than_letter_frequencies_in_100_steps(machine: pl.Client) -> None:
+    shakespeare = example("shakespeare")
+    val_data = tuple(column[:500] for column in shakespeare.spec.val_data)
+    result = train(machine, shakespeare.spec, val_data=val_data, stop=pl.MaxSteps(100), eval_every=100)
+    assert result.history[-1]["val_loss"] <= 2.5  # 3.35 by the letters' frequency
+    written = shakespeare.write(result.model, shakespeare.alphabet, start="HAMLET.\n", length=20)
+    assert written.startswith("HAMLET.\n")
+    assert len(written) == 28
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shakespeare_reaches_1_75_nats_per_character(machine: pl.Client) -> None:
+    shakespeare = example("shakespeare")
+    result = train(machine, shakespeare.spec)
+    assert result.history[-1]["val_loss"] <= shakespeare.EXPECTED_LOSS == 1.75
+
+
+def test_flights_beats_the_mean_and_the_linear_model_in_two_epochs(machine: pl.Client) -> None:
+    flights = example("flights")
+    train_table, val_table = flights.train_table, flights.val_table
+    assert len(train_table) + len(val_table) == 327_346
+    result = train(machine, flights.spec, stop=pl.MaxEpochs(2))
+    mean, linear = flights.baselines(train_table, val_table)
+    assert 45 < mean < 46
+    assert 17 < linear < 17.5
+    assert math.sqrt(result.history[-1]["val_loss"]) < linear
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_flights_reaches_its_rmse_and_its_model_predicts_what_was_evaluated(machine: pl.Client) -> None:
+    import torch
+
+    flights = example("flights")
+    result = train(machine, flights.spec)
+    reached = math.sqrt(result.history[-1]["val_loss"])
+    assert reached <= flights.EXPECTED_RMSE == 16.6
+    columns = torch.tensor(flights.val_table.drop(columns="arr_delay").to_numpy(), dtype=torch.float32)
+    with torch.no_grad():
+        predicted = result.model.eval()(columns).numpy()
+    assert flights.rmse(predicted, flights.val_table) == pytest.approx(reached, rel=1e-4)
+
+
+def test_the_notebook_trains_the_digits_to_97_percent() -> None:
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "store the notebook without outputs"
+    NotebookClient(notebook, timeout=180, kernel_name="python3").execute()
+    last = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
+    assert last["val_accuracy"] >= 0.97
