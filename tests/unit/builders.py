@@ -40,7 +40,7 @@ def node(name: str, **changes: Any) -> Node:
     return Node(id=name, name=name, address="127.0.0.1", **fields)
 
 
-def plan_of(shares: list[tuple[int, int]]) -> Plan:
+def plan_of(shares: list[tuple[int, int]], most_workers: int = 1) -> Plan:
     """A plan with one worker a node, which take these shares of the grid."""
     workers = tuple(
         Placement(rank=rank, node_id=f"n{rank}", node_name=f"n{rank}", device="cpu", share=share)
@@ -52,7 +52,7 @@ def plan_of(shares: list[tuple[int, int]]) -> Plan:
         cores_per_worker=1,
         memory_per_worker=GIB,
         microbatches=max(end for _, end in shares),
-        most_workers=len(shares),
+        most_workers=most_workers,
         summary="as the test wants it",
         reasons=(),
     )

@@ -106,18 +106,23 @@ def nodes(json: Json = False) -> None:
     """List the cluster's nodes and what is free on them."""
     with connect() as client:
         found = client.nodes()
-    columns = ("node", "cores free", "memory free", "devices free", "load", "address", "hardware class")
-    show(json, [node.model_dump(mode="json") for node in found], rows(columns, map(_line, found)))
+    columns = ("node", "cores free", "memory free", "devices free", "load", "address")
+    document = [node.model_dump(mode="json") for node in found]
+    show(json, document, rows(columns, map(_line, found)), "", *_hardware_classes(found))
 
 
 def _line(node: Node) -> tuple[str, ...]:
-    devices = f"{len(node.free_devices)} of {len(node.devices)}" if node.devices else "none"
     return (
         f"{node.id} (master)" if node.is_master else node.id,
         f"{node.free_cores} of {node.cores}",
-        f"{gib(node.free_memory)} of {gib(node.memory)}",
-        devices,
+        f"{node.free_memory / 2**30:.1f} of {gib(node.memory)}",
+        f"{len(node.free_devices)} of {len(node.devices)}" if node.devices else "none",
         f"{node.load:.1f}",
         node.address,
-        node.hardware_class,
     )
+
+
+def _hardware_classes(nodes: list[Node]) -> list[str]:
+    """One line for each class: its nodes compute the same bits."""
+    classes = {node.hardware_class: [n.id for n in nodes if n.hardware_class == node.hardware_class] for node in nodes}
+    return [f"{name}: {', '.join(ids)}" for name, ids in classes.items()]

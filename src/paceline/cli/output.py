@@ -75,7 +75,8 @@ def rows(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
+        is_last = column == columns[-1]
+        table.add_column(column, no_wrap=not is_last, overflow="fold", min_width=12 if is_last else None)
     for line in lines:
         table.add_row(*map(str, line))
     return table

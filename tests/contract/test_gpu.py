@@ -1,0 +1,31 @@
+"""The same code path on an accelerator; skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from workloads import Cnn, spec
+
+import paceline as pl
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device on this machine"),
+]
+
+
+def test_a_job_on_the_gpu_repeats_to_the_bit(client: pl.Client) -> None:
+    on_gpu = pl.Resources(workers=1, device="cuda")
+    results = [client.submit(spec(Cnn, resources=on_gpu)).result(timeout=120) for _ in range(2)]
+    assert results[0].digest == results[1].digest
+    assert results[0].hardware_class.startswith("cuda:")
+    assert results[0].metrics["val_accuracy"] > 0.5
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two workers on GPUs take two CUDA devices")
+def test_two_gpus_give_the_digest_of_one(client: pl.Client) -> None:
+    digests = {
+        client.submit(spec(Cnn, resources=pl.Resources(workers=workers, device="cuda"))).result(timeout=120).digest
+        for workers in (1, 2)
+    }
+    assert len(digests) == 1
