@@ -92,13 +92,7 @@ class GiveUp(Message):
     key: str
 
 
-class Finish(Message):
-    """The job is over; leave."""
-
-    kind: Literal["finish"] = "finish"
-
-
-ToWorker = Annotated[Setup | TrainRound | EvaluateRound | SaveRound | GiveUp | Finish, Field(discriminator="kind")]
+ToWorker = Annotated[Setup | TrainRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")]
 
 
 # ---- worker to master ----

@@ -128,6 +128,13 @@ def started(shell: Shell, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         process.communicate(timeout=60)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     return shell_in(tmp_path_factory.mktemp("cli") / "user")
@@ -368,7 +375,7 @@ def test_ctrl_c_ends_up_without_a_traceback_or_a_process_and_its_jobs_are_known_
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=60) == 0
-    wait_until(lambda: not any(child.is_running() for child in family))
+    wait_until(lambda: all(has_ended(process) for process in family))
     with started(shell, "up", "--port", "0", "--cores", "1"):
         assert [(job["id"], job["ended_at"]) for job in shell.json("jobs")] == [(job_id, None)]
         assert shell.json("cancel", job_id)["state"] == "CANCELLED"

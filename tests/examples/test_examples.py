@@ -85,7 +85,7 @@ def test_shakespeare_learns_more_than_letter_frequencies_in_100_steps(machine: p
     shakespeare = example("shakespeare")
     val_data = tuple(column[:500] for column in shakespeare.spec.val_data)
     result = train(machine, shakespeare.spec, val_data=val_data, stop=pl.MaxSteps(100), eval_every=100)
-    assert result.history[-1]["val_loss"] <= 2.75  # 3.35 by the letters' frequency
+    assert result.history[-1]["val_loss"] <= 2.75  # 3.29 by the letters' frequencies
     written = shakespeare.write(result.model, shakespeare.alphabet, start="HAMLET.\n", length=20)
     assert written.startswith("HAMLET.\n")
     assert len(written) == 28

@@ -10,7 +10,9 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import count
+from operator import add
 from typing import Any
 
 from paceline.grid import Grid, split_evenly
@@ -37,7 +39,6 @@ from paceline.master.states import (
     SetTimer,
     StartWorkers,
     StopWorkers,
-    Tick,
     Waiting,
 )
 from paceline.messages import (
@@ -46,7 +47,6 @@ from paceline.messages import (
     CheckpointWritten,
     Evaluated,
     EvaluateRound,
-    Finish,
     FromWorker,
     GiveUp,
     PeerLost,
@@ -66,7 +66,7 @@ from paceline.stop import Progress, fired, improved
 from builders import plan_of
 
 TRAIN_SAMPLES, VAL_SAMPLES = 18, 10
-MOST_EVENTS = 20_000
+MOST_EVENTS = 4_000
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def expected(submission: Submission, curves: Curves) -> Outcome:
             entry = {"step": float(step), "epoch": step / grid.steps_per_epoch, "samples": float(grid.samples_seen(step))}
             entry["loss"] = loss_sum / samples
             if submission.val_data is not None:
-                sums = [sum(column, start=0.0) for column in zip(*curves.rows(step, options.batch_size), strict=True)]
+                rows = curves.rows(step, options.batch_size)
+                sums = [reduce(add, column, 0.0) for column in zip(*rows, strict=True)]
                 entry |= {"val_loss": sums[1] / sums[0], "val_accuracy": sums[2] / sums[0]}
             history.append(entry)
             loss_sum, samples = 0.0, 0
@@ -145,8 +146,9 @@ class SimulatedWorker:
 class SimulatedCluster:
     """Runs one job. places: how many workers fit at once. workers: of each attempt's plan.
 
-    kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at: times
-    at which some worker dies. asked_at: (time, number of workers, or None to drain some worker's node).
+    kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
+    times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
+    or None to drain some worker's node).
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class SimulatedCluster:
         kills: Sequence[int] = (),
         hangs: Sequence[int] = (),
         killed_at: Sequence[float] = (),
+        cut_at: Sequence[float] = (),
         asked_at: Sequence[tuple[float, int | None]] = (),
     ) -> None:
         self.job = Job(id="job", submission=submission)
@@ -179,6 +182,8 @@ class SimulatedCluster:
         self._after(0.0, self._schedule)
         for time in killed_at:
             self._after(time, self._kill_someone)
+        for time in cut_at:
+            self._after(time, self._cut_connections)
         for time, asked in asked_at:
             self._after(time, lambda asked=asked: self._ask(asked))
 
@@ -283,12 +288,14 @@ class SimulatedCluster:
             return
         if isinstance(message, GiveUp):
             if worker.busy is not None and worker.busy.group.key == message.key:
-                self._tear(worker)
+                self._tear(worker, worker.busy)
             return
         number = next(self._orders)
         if number in self.kills:
             return self._kill(worker, "killed")
-        worker.hangs = number in self.hangs
+        if number in self.hangs:
+            worker.hangs = True
+            return
         match message:
             case Setup():
                 self._set_up(worker, message)
@@ -298,8 +305,6 @@ class SimulatedCluster:
                 self._evaluate(worker, message)
             case SaveRound():
                 self._save(worker, message)
-            case Finish():
-                self._kill(worker, "finished")
 
     def _set_up(self, worker: SimulatedWorker, setup: Setup) -> None:
         if setup.checkpoint is not None:
@@ -355,7 +360,7 @@ class SimulatedCluster:
             self._answer(writer, CheckpointWritten(checkpoint=ref), self._random.uniform(0.01, 3.0))
 
     def _complete(self, group: list[SimulatedWorker], order: TrainRound) -> None:
-        if any(worker.busy is not order and worker.busy != order or worker.torn is not None for worker in group):
+        if any(worker.busy != order or worker.torn is not None for worker in group):
             return  # somebody died meanwhile
         for worker in group:
             self._finish_round(worker, order, order.to_step - order.from_step)
@@ -379,13 +384,12 @@ class SimulatedCluster:
             return self._finish_round(worker, order, steps)
         worker.step = worker.step if steps == 0 else order.from_step + steps
         worker.torn = [self.curves.loss(order.from_step + at) for at in range(steps)]
-        if self._random.random() < 0.5:
-            self._soon(lambda: self._tear(worker), most=4.0)
+        self._soon(lambda: self._tear(worker, order), most=4.0)
 
-    def _tear(self, worker: SimulatedWorker) -> None:
-        if worker.busy is None or not worker.alive:
+    def _tear(self, worker: SimulatedWorker, order: TrainRound) -> None:
+        if worker.busy is not order or not worker.alive:
             return
-        worker.left.add(worker.busy.group.key)
+        worker.left.add(order.group.key)
         lost = PeerLost(step=worker.step, losses=tuple(worker.torn or ()), reason="connection closed")
         worker.busy, worker.torn = None, None
         self._answer(worker, lost)
@@ -396,6 +400,11 @@ class SimulatedCluster:
         alive = [worker for worker in self._workers if worker.alive]
         if alive:
             self._kill(self._random.choice(alive), "killed")
+
+    def _cut_connections(self) -> None:
+        for worker in self._workers:
+            if worker.alive and worker.busy is not None and worker.torn is None and len(worker.busy.group.members) > 1:
+                self._break(worker)
 
     def _kill(self, worker: SimulatedWorker, reason: str) -> None:
         if not worker.alive:
@@ -421,6 +430,3 @@ class SimulatedCluster:
         if not self._of(worker.attempt):
             self._feed(AttemptEnded(worker.attempt))
         self._after(0.1, self._schedule)
-
-
-__all__ = ["Curves", "Outcome", "SimulatedCluster", "Tick", "expected", "grid_of"]

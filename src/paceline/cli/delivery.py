@@ -45,10 +45,15 @@ def deliver(job: Job, path: Path | None) -> tuple[dict[str, Any], Text]:
     """
     if job.wait() != "SUCCEEDED":
         job.result()  # raises what went wrong
+    from paceline.transfer import disk_error
+
     path = path or Path(f"{job.id}.safetensors")
-    found = job.fetch(path)
     description = path.with_suffix(".json")
-    description.write_text(json.dumps(found, indent=2) + "\n")
+    try:
+        found = job.fetch(path)
+        description.write_text(json.dumps(found, indent=2) + "\n")
+    except OSError as error:
+        raise disk_error(error, path) from error
     document = {name: value for name, value in found.items() if name not in ("job_id", "blob")}
     where = {"model": str(path.resolve()), "description": str(description.resolve())}
     return {"id": job.id, "state": "SUCCEEDED", **document, **where}, _summary(found, path, description)
@@ -61,7 +66,7 @@ def _summary(found: dict[str, Any], path: Path, description: Path) -> Text:
     return pairs(
         [
             ("stopped", found["stop_reason"]),
-            ("values", f"{values(metrics(found))}  at step {found['step']}"),
+            ("values", f"{values(_metrics(found))}  at step {found['step']}"),
             ("trained", f"{found['train_seconds']:.1f} s, by {who}"),
             ("digest", found["digest"]),
             ("repeats", reproducible(found)),
@@ -70,7 +75,7 @@ def _summary(found: dict[str, Any], path: Path, description: Path) -> Text:
     )
 
 
-def metrics(found: dict[str, Any]) -> dict[str, float | None]:
+def _metrics(found: dict[str, Any]) -> dict[str, float | None]:
     """The values of the evaluation at the delivered model's step."""
     at_step = (evaluation for evaluation in reversed(found["history"]) if evaluation["step"] == found["step"])
     return next(at_step, {})

@@ -61,8 +61,8 @@ def spawn_agent(args: AgentArgs) -> subprocess.Popen[bytes]:
     It does not get the engine's or the master's secrets from the environment: its workers run user code.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PACELINE_"))}
-    command = [sys.executable, "-P", "-m", "paceline.engine.agent"]  # -P: see client/embedded.py
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
+    # -P: see client/embedded.py
+    process = subprocess.Popen([sys.executable, "-P", "-m", "paceline.engine.agent"], stdin=subprocess.PIPE, env=env)
     assert process.stdin is not None
     process.stdin.write(args.model_dump_json().encode() + b"\n")
     process.stdin.flush()

@@ -47,15 +47,14 @@ def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
 
 
 def recover(job: Job, reason: str, now: float) -> Outcome:
-    """Give the attempt up and go back to the checkpoint. Too many in a row without a commit, and the job fails."""
-    fruitless = job.fruitless + 1
-    if fruitless >= MAX_FRUITLESS_ATTEMPTS:
+    """Give the attempt up and go back to the checkpoint. Too many in a row that got no further, and the job fails."""
+    if job.fruitless >= MAX_FRUITLESS_ATTEMPTS:
         error = JobFailed(
-            f"{fruitless} attempts in a row ended without a commit; the last: {reason}.",
+            f"{job.fruitless} attempts in a row got no further than step {job.furthest}; the last: {reason}.",
             "See `paceline logs` for what the workers printed; a worker that the system killed may lack memory.",
         )
         return end(job, Failed(error.to_json()), now)
-    job = replace(_stop_clock(job, now), fruitless=fruitless, state=Recovering(reason))
+    job = replace(_stop_clock(job, now), state=Recovering(reason))
     return job, [Record("attempt_lost", {"reason": reason}), state_record(job), StopWorkers(job.attempt)]
 
 

@@ -104,7 +104,7 @@ def step(job: Job, event: Event, now: float) -> Outcome:
 def _start(job: Job, plan: Plan) -> Outcome:
     attempt = job.attempt + 1
     building = {placement.rank: (placement, "") for placement in plan.workers}
-    job = replace(job, attempt=attempt, state=Starting(plan, building))
+    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=Starting(plan, building))
     return job, [
         Record("planned", {"attempt": attempt, "summary": plan.summary}),
         state_record(job),
@@ -117,9 +117,10 @@ def _building(job: Job, state: Starting, rank: int, message: FromWorker, now: fl
     match message:
         case WorkerHello():
             state = replace(state, building=_greeted(state.building, rank, message))
-            return replace(job, state=state), [Send(job.attempt, rank, _setup(job, state.building[rank][0]))]
+            setup = _setup(job, state.building[rank][0], job.checkpoint)
+            return replace(job, state=state), [Send(job.attempt, rank, setup)]
         case Ready():
-            building, worker = _built(job, state.building, rank, message, now)
+            building, worker = _built(state.building, rank, message, job.checkpoint, now)
             state = replace(
                 state,
                 building=building,
@@ -140,21 +141,21 @@ def _greeted(
 
 
 def _built(
-    job: Job, building: Mapping[int, tuple[Placement, str]], rank: int, ready: Ready, now: float
+    building: Mapping[int, tuple[Placement, str]], rank: int, ready: Ready, loaded: Checkpoint | None, now: float
 ) -> tuple[dict[int, tuple[Placement, str]], Worker]:
     """The others that are still building, and the worker that is ready."""
     placement, address = building[rank]
-    at = job.checkpoint.ref.step if job.checkpoint else 0
+    at = loaded.ref.step if loaded else 0
     worker = Worker(placement, address, ready.store_port, step=at, moved_at=now, beat_at=now)
     return {r: started for r, started in building.items() if r != rank}, worker
 
 
-def _setup(job: Job, placement: Placement) -> Setup:
+def _setup(job: Job, placement: Placement, load: Checkpoint | None) -> Setup:
     return Setup(
         submission=job.submission,
         rank=placement.rank,
         device=placement.device,
-        checkpoint=job.checkpoint.ref if job.checkpoint else None,
+        checkpoint=load.ref if load else None,
     )
 
 
@@ -212,7 +213,8 @@ def _joining(job: Job, state: Running, rank: int, message: FromWorker, now: floa
     match message:
         case WorkerHello():
             state = replace(state, building=_greeted(state.building, rank, message))
-            return replace(job, state=state), [Send(job.attempt, rank, _setup(job, state.building[rank][0]))]
+            # no checkpoint: by the time it is ready there may be a newer one, and it copies a member's state anyway
+            return replace(job, state=state), [Send(job.attempt, rank, _setup(job, state.building[rank][0], None))]
         case Ready():
             if message.fingerprint != state.fingerprint:
                 names = {
@@ -220,7 +222,7 @@ def _joining(job: Job, state: Running, rank: int, message: FromWorker, now: floa
                     "the workers before it": state.fingerprint,
                 }
                 return end(job, Failed(_mismatch(names).to_json()), now)
-            building, worker = _built(job, state.building, rank, message, now)
+            building, worker = _built(state.building, rank, message, None, now)
             workers = {**state.workers, rank: worker}
             return replace(job, state=replace(state, building=building, workers=workers)), []
         case WorkerFailed(error=error):
@@ -254,9 +256,8 @@ def _lost(job: Job, state: Running, rank: int, reason: str, now: float) -> Outco
     if placement is None:
         return job, []
     was_member = rank in state.members
-    writing = state.pending if rank != (state.members or (None,))[0] else None
     text = f"{members.named(placement)} is lost: {reason}"
-    state = replace(members.drop(state, rank, text), pending=writing)
+    state = members.drop(state, rank, text)
     job = replace(job, state=state)
     record = Record("worker_lost", {"reason": text, "rank": rank, "node": placement.node_name})
     if not was_member:

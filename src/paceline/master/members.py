@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from paceline.master.states import Command, Record, Running, Send, Training, Worker
-from paceline.messages import Beat, Finish, Group, SaveRound, Trained
+from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
+from paceline.messages import Beat, Group, SaveRound, Trained
 from paceline.plan import Placement
 
 SMOOTHING = 0.3
@@ -65,7 +65,7 @@ def split_by_speed(num_cells: int, cell_s: Sequence[float | None]) -> list[tuple
 
 
 def drop(state: Running, rank: int, reason: str) -> Running:
-    """A worker is gone: a member, one that was about to join, or one still building."""
+    """A worker is gone: a member, one that was about to join, or one still building. The first writes checkpoints."""
     workers = {r: worker for r, worker in state.workers.items() if r != rank}
     building = {r: started for r, started in state.building.items() if r != rank}
     members = tuple(r for r in state.members if r != rank)
@@ -79,27 +79,41 @@ def drop(state: Running, rank: int, reason: str) -> Running:
         lost=lost,
         answers=answers,
         leaving=state.leaving - {rank},
+        pending=None if state.members[:1] == (rank,) else state.pending,
     )
 
 
-def settle_membership(state: Running, job_id: str, attempt: int) -> tuple[Running, list[Command]]:
+def broken(state: Running) -> Running:
+    """The members lost each other: whoever is left needs a new group, even if they are the same."""
+    return replace(state, group=state.group.model_copy(update={"members": ()}))
+
+
+def settle_membership(state: Running, training: Training, job_id: str, attempt: int) -> tuple[Running, list[Command]]:
     """Between rounds: take in who is ready, release who leaves, and form a new group if anything changed."""
-    joining = [rank for rank in sorted(state.workers) if rank not in state.members]
-    staying = [rank for rank in state.members if rank not in state.leaving]
-    room = max(0, state.plan.microbatches - len(staying))
-    members = [*staying, *joining[:room]]
-    if not members:
-        return state, []  # those that should leave are all there is: they stay until others are ready
+    joining = [rank for rank in sorted(state.workers) if rank not in (*state.members, *state.leaving)]
+    releasing = state.leaving & set(state.workers) - _needed(state, training, joining)
+    staying = [rank for rank in state.members if rank not in releasing]
+    joining = joining[: max(0, state.plan.microbatches - len(staying))]
+    members = [*staying, *joining]
     commands: list[Command] = []
-    for rank in [rank for rank in state.members if rank in state.leaving]:
-        commands += [Send(attempt, rank, Finish()), Record("worker_released", {"rank": rank})]
+    for rank in sorted(releasing):
+        commands += [StopWorkers(attempt, (rank,)), Record("worker_released", {"rank": rank})]
         state = drop(state, rank, "released")
     state = replace(state, lost=())
     if tuple(members) != state.group.members:
-        for rank in joining[:room]:
+        for rank in joining:
             commands.append(Record("worker_joined", {"rank": rank, "node": state.workers[rank].placement.node_name}))
         return form(state, job_id, attempt, members), commands
     return _rebalanced(state, job_id, attempt), commands
+
+
+def _needed(state: Running, training: Training, joining: Sequence[int]) -> set[int]:
+    """Members that can't leave yet: somebody must go on, and somebody must hold the state for the others to copy."""
+    staying = [rank for rank in state.members if rank not in state.leaving]
+    if not staying and not joining:
+        return set(state.members)
+    holders = [rank for rank in state.members if state.workers[rank].step == training.step]
+    return set(holders[:1]) - set(staying) if not set(holders) & set(staying) else set()
 
 
 def _rebalanced(state: Running, job_id: str, attempt: int) -> Running:

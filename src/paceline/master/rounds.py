@@ -24,6 +24,7 @@ from paceline.master.states import (
     Running,
     Send,
     SetTimer,
+    StopWorkers,
     Succeeded,
 )
 from paceline.messages import (
@@ -32,7 +33,6 @@ from paceline.messages import (
     CheckpointWritten,
     Evaluated,
     EvaluateRound,
-    Finish,
     FromWorker,
     PeerLost,
     Saved,
@@ -113,7 +113,9 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
         return recover(job, state.lost[-1] if state.lost else "no worker is left", now)
     if isinstance(state.order, SaveRound) and state.members[0] != state.group.members[0]:
         return advance(job, state, now)  # the one that was asked is gone: ask the next
-    asked = state.members[:1] if isinstance(state.order, SaveRound) else state.members
+    asked = state.group.members[:1] if isinstance(state.order, SaveRound) else state.members
+    if not set(asked) <= set(state.members):
+        return advance(job, state, now)  # the one that should save is gone: another can
     if any(rank not in state.answers for rank in asked):
         return job, []
     torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
@@ -142,6 +144,10 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
             workers[rank] = members.note_speed(workers[rank], answer)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
     state = replace(state, workers=workers, rounds=state.rounds + 1)
+    if any(isinstance(answer, PeerLost) for answer in done.values()):
+        state = members.broken(state)
+    if order.checkpoint and not furthest.losses:
+        state = replace(state, pending=None)  # it may not have got so far as to write it
     if isinstance(furthest, Trained) and furthest.losses:
         state = replace(state, step_s=furthest.seconds / len(furthest.losses))
     if not furthest.losses:
@@ -152,7 +158,9 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     seconds = max(now - state.ordered_at, 1e-9)
     data = {"step": to_step, "epoch": to_step / state.grid.steps_per_epoch, "loss": furthest.losses[-1]}
     data |= {"samples_per_s": samples / seconds, "steps_per_epoch": state.grid.steps_per_epoch}
-    job, commands = advance(replace(job, fruitless=0, state=state), state, now)
+    if to_step > job.furthest:
+        job = replace(job, furthest=to_step, fruitless=0)
+    job, commands = advance(replace(job, state=state), state, now)
     return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *commands]
 
 
@@ -211,7 +219,7 @@ def advance(job: Job, state: Running, now: float) -> Outcome:
     training = job.training
     if not state.stopping:
         state = _judge(job, state, now)
-    state, changes = members.settle_membership(state, job.id, job.attempt)
+    state, changes = members.settle_membership(state, training, job.id, job.attempt)
     unevaluated = training.step > training.evaluated_step
     if unevaluated and (state.stopping or training.step % _eval_every(job, state.grid) == 0):
         if job.submission.val_data is None:
@@ -337,5 +345,4 @@ def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
         hardware_class=state.hardware_class,
     )
     job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
-    finish: list[Command] = [Send(job.attempt, rank, Finish()) for rank in state.workers]
-    return job, [state_record(job), *finish]
+    return job, [state_record(job), StopWorkers(job.attempt)]

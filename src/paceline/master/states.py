@@ -170,13 +170,17 @@ TERMINAL = (Succeeded, Failed, Cancelled)
 
 @dataclass(frozen=True)
 class Job:
-    """attempt: of the present or last gang start, 0 before the first. fruitless: attempts in a row without a commit."""
+    """attempt: of the present or last gang start, 0 before the first. furthest: the last step ever committed.
+
+    fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`.
+    """
 
     id: str
     submission: Submission
     state: State = field(default_factory=Queued)
     attempt: int = 0
     fruitless: int = 0
+    furthest: int = 0
     elapsed_s: float = 0.0
     training: Training = field(default_factory=Training)
     checkpoint: Checkpoint | None = None

@@ -81,6 +81,3 @@ class Channel:
         if order is None:
             raise MasterGone
         return order
-
-    def close(self) -> None:
-        self._socket.close()

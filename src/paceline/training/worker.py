@@ -16,7 +16,6 @@ import psutil
 from paceline.errors import PacelineError, ProtocolError, UserCodeError
 from paceline.messages import (
     EvaluateRound,
-    Finish,
     Message,
     SaveRound,
     Setup,
@@ -59,12 +58,11 @@ class WorkerProcess:
         self._channel = Channel(env, self._give_up)
 
     def run(self) -> None:
-        """Serve until the master says so. Raises MasterGone where it goes away instead."""
+        """Serve until the agent ends this process. Raises MasterGone where the master goes away first."""
         self._channel.send(WorkerHello(pid=os.getpid(), address=self._env.address))
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
-        while not isinstance(order := self._channel.receive(), Finish):
-            self._channel.send(self._answer(order))
-        self._channel.close()
+        while True:
+            self._channel.send(self._answer(self._channel.receive()))
 
     def _give_up(self, key: str) -> None:
         if self._job is not None:
