@@ -114,7 +114,6 @@ class Ready(Message):
     train_samples: int
     val_samples: int
     parameters: int
-    hardware_class: str
     store_port: int
 
 

@@ -40,4 +40,6 @@ class MasterSettings(BaseModel):
 
     @property
     def advertised_host(self) -> str:
-        return self.advertise or self.host
+        """As a URL holds it: an IPv6 address in brackets."""
+        host = self.advertise or self.host
+        return f"[{host}]" if ":" in host else host

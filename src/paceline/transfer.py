@@ -66,8 +66,12 @@ class BlobStore:
         """Those of the blobs that the master does not have yet."""
         wanted, found = list(dict.fromkeys(names)), set()
         for at in range(0, len(wanted), MISSING_AT_ONCE):
-            part = wanted[at : at + MISSING_AT_ONCE]
-            found |= set(raise_for(self._http.post("/api/v1/blobs/missing", json={"blobs": part})).json()["missing"])
+            asked = {"blobs": wanted[at : at + MISSING_AT_ONCE]}
+            try:
+                answer = raise_for(self._http.post("/api/v1/blobs/missing", json=asked)).json()
+            except httpx.TransportError as error:
+                raise unreachable(self._http.base_url, error) from error
+            found |= set(answer["missing"])
         return found
 
     def upload(self, name: str, data: Bytes) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import wait_until
-from workloads import Cnn, spec
 
 import paceline as pl
 from paceline.testing.faults import FaultPlan
+
+from helpers import wait_until
+from workloads import Cnn, spec
 
 LONG: dict[str, Any] = {
     "model": partial(Cnn, 16),

@@ -7,10 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import wait_until
-from workloads import Cnn, mlp, spec
 
 import paceline as pl
+
+from helpers import wait_until
+from workloads import Cnn, mlp, spec
 
 
 def test_the_models_tensors_are_those_that_the_digest_names(client: pl.Client) -> None:

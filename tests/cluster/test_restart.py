@@ -8,12 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import running_master, wait_until
-from workloads import Cnn, spec
 
 import paceline as pl
 from paceline.client.embedded import start_master
 from paceline.settings import MasterSettings
+
+from helpers import running_master, wait_until
+from workloads import Cnn, spec
 
 LONG = {"model": partial(Cnn, 16), "stop": pl.MaxEpochs(12), "batch_size": 48, "checkpoint_every": 25}
 

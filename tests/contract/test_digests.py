@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from workloads import Cnn, Transformer, digits, mlp, spec
 
 import paceline as pl
+
+from workloads import Cnn, Transformer, digits, mlp, spec
 
 MODELS = {"mlp": mlp, "cnn": Cnn, "transformer": Transformer}
 OPTIMIZERS = {
@@ -102,7 +103,9 @@ def test_a_dataset_built_on_the_node_gives_the_digest_of_the_same_arrays(client:
 
 
 def test_a_different_seed_gives_a_different_model(client: pl.Client) -> None:
-    assert client.submit(spec(seed=1)).result(timeout=60).digest != client.submit(spec(seed=2)).result(timeout=60).digest
+    assert (
+        client.submit(spec(seed=1)).result(timeout=60).digest != client.submit(spec(seed=2)).result(timeout=60).digest
+    )
 
 
 def test_exact_training_equals_an_ordinary_loop_over_the_whole_batch(client: pl.Client) -> None:

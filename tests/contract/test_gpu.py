@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from workloads import Cnn, spec
 
 import paceline as pl
+
+from workloads import Cnn, spec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,7 +19,7 @@ def test_a_job_on_the_gpu_repeats_to_the_bit(client: pl.Client) -> None:
     on_gpu = pl.Resources(workers=1, device="cuda")
     results = [client.submit(spec(Cnn, resources=on_gpu)).result(timeout=120) for _ in range(2)]
     assert results[0].digest == results[1].digest
-    assert results[0].hardware_class.startswith("cuda:")
+    assert results[0].plan.workers[0].device.startswith("cuda")
     assert results[0].metrics["val_accuracy"] > 0.5
 
 

@@ -15,6 +15,8 @@ from itertools import count
 from operator import add
 from typing import Any
 
+from builders import plan_of
+
 from paceline.grid import Grid, split_evenly
 from paceline.master import machine
 from paceline.master.states import (
@@ -63,8 +65,6 @@ from paceline.plan import Placement
 from paceline.spec import Keep, Submission
 from paceline.stop import Progress, fired, improved
 
-from builders import plan_of
-
 TRAIN_SAMPLES, VAL_SAMPLES = 18, 10
 MOST_EVENTS = 4_000
 
@@ -112,7 +112,11 @@ def expected(submission: Submission, curves: Curves) -> Outcome:
         samples += grid.batch_len(step - 1)
         stops = fired(options.stop, Progress(step, grid.steps_per_epoch, 0.0, history))
         if stops or step % (options.eval_every or grid.steps_per_epoch) == 0:
-            entry = {"step": float(step), "epoch": step / grid.steps_per_epoch, "samples": float(grid.samples_seen(step))}
+            entry = {
+                "step": float(step),
+                "epoch": step / grid.steps_per_epoch,
+                "samples": float(grid.samples_seen(step)),
+            }
             entry["loss"] = loss_sum / samples
             if submission.val_data is not None:
                 rows = curves.rows(step, options.batch_size)
@@ -148,7 +152,7 @@ class SimulatedCluster:
 
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
-    or None to drain some worker's node).
+    or None to drain some worker's node). deadly_step: whoever trains it dies, each time.
     """
 
     def __init__(
@@ -163,6 +167,8 @@ class SimulatedCluster:
         killed_at: Sequence[float] = (),
         cut_at: Sequence[float] = (),
         asked_at: Sequence[tuple[float, int | None]] = (),
+        deadly_step: int | None = None,
+        seconds_per_step: float | None = None,
     ) -> None:
         self.job = Job(id="job", submission=submission)
         self.curves, self.places, self.planned = curves, places, workers
@@ -178,7 +184,8 @@ class SimulatedCluster:
         self._number = count()
         self._orders = count()
         self._nodes = count()
-        self._seconds_per_step = 10.0 ** self._random.uniform(-2.5, 0)
+        self._deadly_step = deadly_step
+        self._seconds_per_step = seconds_per_step or 10.0 ** self._random.uniform(-2.5, 0)
         self._after(0.0, self._schedule)
         for time in killed_at:
             self._after(time, self._kill_someone)
@@ -273,7 +280,9 @@ class SimulatedCluster:
     def _beat(self, worker: SimulatedWorker) -> None:
         if worker.alive and not worker.hangs:
             phase = "exchange" if worker.busy else "idle"
-            self._feed(Answer(worker.attempt, worker.rank, Beat(step=worker.step, cells=int(self.now), phase=phase, stack="")))
+            self._feed(
+                Answer(worker.attempt, worker.rank, Beat(step=worker.step, cells=int(self.now), phase=phase, stack=""))
+            )
             self._after(1.0, lambda: self._beat(worker))
 
     def _answer(self, worker: SimulatedWorker, message: FromWorker, seconds: float | None = None) -> None:
@@ -308,10 +317,12 @@ class SimulatedCluster:
 
     def _set_up(self, worker: SimulatedWorker, setup: Setup) -> None:
         if setup.checkpoint is not None:
-            worker.step, worker.best = (None if part == "None" else int(part) for part in setup.checkpoint.blob.split("/"))  # type: ignore[assignment]
+            worker.step, worker.best = (
+                None if part == "None" else int(part) for part in setup.checkpoint.blob.split("/")
+            )  # type: ignore[assignment]
             assert worker.step == setup.checkpoint.step
         ready = Ready(
-            fingerprint="f", train_samples=TRAIN_SAMPLES, val_samples=VAL_SAMPLES, parameters=1, hardware_class="cpu",
+            fingerprint="f", train_samples=TRAIN_SAMPLES, val_samples=VAL_SAMPLES, parameters=1,
             store_port=1,
         )  # fmt: skip
         self._answer(worker, ready, self._random.uniform(0.1, 5.0))
@@ -341,7 +352,9 @@ class SimulatedCluster:
         if all(w.busy is not None and w.busy.group.key == order.group.key for w in group):
             self._bring_to_one_state(group, order)
             steps = order.to_step - order.from_step
-            self._after(0.001 + steps * self._seconds_per_step, lambda: self._complete(group, order))
+            deadly = self._deadly_step in range(order.from_step, order.to_step)
+            ends = self._kill_group if deadly else self._complete
+            self._after(0.001 + steps * self._seconds_per_step, lambda: ends(group, order))
 
     def _bring_to_one_state(self, group: list[SimulatedWorker], order: TrainRound) -> None:
         """What happens before the first step: copies, the best model's mark, a checkpoint."""
@@ -364,6 +377,11 @@ class SimulatedCluster:
             return  # somebody died meanwhile
         for worker in group:
             self._finish_round(worker, order, order.to_step - order.from_step)
+
+    def _kill_group(self, group: list[SimulatedWorker], order: TrainRound) -> None:
+        for worker in group:
+            worker.busy = None
+            self._kill(worker, "killed by signal 9")
 
     def _finish_round(self, worker: SimulatedWorker, order: TrainRound, steps: int) -> None:
         worker.step, worker.busy = order.from_step + steps, None
@@ -417,7 +435,9 @@ class SimulatedCluster:
 
     def _tear_group(self, dead: SimulatedWorker, order: TrainRound) -> None:
         """The others of its round stop after the same step, or one later, as all-gathers end unevenly."""
-        others = [w for w in self._of(dead.attempt, order.group.members) if w.busy == order and w.torn is None and w.alive]
+        others = [
+            w for w in self._of(dead.attempt, order.group.members) if w.busy == order and w.torn is None and w.alive
+        ]
         together = len(others) + 1 == len(order.group.members)
         steps = self._random.randint(0, order.to_step - order.from_step) if together else 0
         for worker in others:

@@ -69,7 +69,9 @@ def test_a_chunk_that_runs_past_the_end_is_left_out(blobs: Blobs) -> None:
 
 
 @pytest.mark.parametrize("wrong", [CONTENT[:-1] + b"?", bytes(len(CONTENT))])
-def test_wrong_bytes_are_refused_with_both_hashes_and_nothing_is_left(blobs: Blobs, tmp_path: Path, wrong: bytes) -> None:
+def test_wrong_bytes_are_refused_with_both_hashes_and_nothing_is_left(
+    blobs: Blobs, tmp_path: Path, wrong: bytes
+) -> None:
     with pytest.raises(pl.Corrupt) as caught:
         send(blobs, wrong, 4096, NAME)
     assert NAME[:12] in caught.value.fact
@@ -99,7 +101,18 @@ def test_two_uploads_of_one_blob_at_once_make_one_whole_blob(blobs: Blobs, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["", "../../etc/passwd", "/etc/passwd", NAME.upper(), NAME[:-1], NAME + "0", NAME + "\n", "." + NAME[1:], "x" * 999]
+    "name",
+    [
+        "",
+        "../../etc/passwd",
+        "/etc/passwd",
+        NAME.upper(),
+        NAME[:-1],
+        NAME + "0",
+        NAME + "\n",
+        "." + NAME[1:],
+        "x" * 999,
+    ],
 )
 def test_a_name_that_is_no_sha256_is_refused_everywhere(blobs: Blobs, tmp_path: Path, name: str) -> None:
     for use in (lambda: blobs.append(name, 0, 1, b"x"), lambda: blobs.path(name), lambda: blobs.missing([name])):
@@ -135,7 +148,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a tmpfs of 256 KiB needs root")
     folder = tmp_path / "tiny"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"this machine does not let root mount a tmpfs: {mounted.stderr.strip()}")
     yield folder
@@ -152,7 +167,9 @@ def test_a_full_disk_is_told_with_the_free_bytes_and_nothing_half_written_is_lef
     assert blobs.path(NAME).read_bytes() == CONTENT
 
 
-def test_a_full_disk_at_the_last_moment_leaves_nothing_either(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_last_moment_leaves_nothing_either(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some file systems find out only when the bytes are synced."""
 
     def full(_: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +12,69 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paceline as pl
-from paceline.errors import UserCodeError
-from paceline.master.states import Failed, Succeeded
+from paceline.errors import NonFinite, UserCodeError
+from paceline.grid import split_evenly
+from paceline.master.machine import resumed, step
+from paceline.master.states import (
+    TERMINAL,
+    Answer,
+    AttemptEnded,
+    Cancelled,
+    CancelRequested,
+    Checkpoint,
+    Command,
+    Commit,
+    Event,
+    Failed,
+    Job,
+    Late,
+    Lost,
+    NodeDraining,
+    Planned,
+    Queued,
+    Record,
+    Recovering,
+    Recruited,
+    RollBack,
+    Running,
+    ScaleRequested,
+    Send,
+    SetTimer,
+    Starting,
+    StartWorkers,
+    StopWorkers,
+    Succeeded,
+    Tick,
+    Training,
+    Waiting,
+)
+from paceline.messages import (
+    Beat,
+    CheckpointRef,
+    CheckpointWritten,
+    Evaluated,
+    EvaluateRound,
+    FromWorker,
+    PeerLost,
+    Ready,
+    Saved,
+    SaveRound,
+    Trained,
+    TrainRound,
+    Warned,
+    WorkerFailed,
+    WorkerHello,
+)
+from paceline.plan import Placement
 from paceline.spec import Submission
 from paceline.stop import must_end, step_bound
 
-from builders import submission
+from builders import plan_of, submission
 from simulated import Curves, SimulatedCluster, expected, grid_of
 
 FLAT = Curves(losses=[1.0], val_losses=[1.0], accuracies=[0.5])
+
+# ---- whole jobs, in any weather ----
 
 leaf = st.one_of(
     st.integers(1, 3).map(pl.MaxEpochs),
@@ -49,6 +104,25 @@ def jobs(draw: st.DrawFn) -> Submission:
     )
 
 
+def weather(seed: int) -> dict[str, Any]:
+    """Deaths, hangs, broken connections, and people who change their minds."""
+    chance = random.Random(seed)
+
+    def some(most: int, what: Callable[[], Any]) -> list[Any]:
+        return [what() for _ in range(chance.randint(0, most))]
+
+    return {
+        "seed": seed,
+        "places": chance.randint(2, 5),
+        "workers": chance.randint(1, 2),
+        "kills": some(3, lambda: chance.randint(0, 60)),
+        "hangs": some(1, lambda: chance.randint(0, 60)),
+        "killed_at": some(3, lambda: chance.uniform(0, 60)),
+        "cut_at": some(2, lambda: chance.uniform(0, 30)),
+        "asked_at": some(4, lambda: (chance.uniform(0, 30), chance.choice([None, None, 1, 2, 3, 4]))),
+    }
+
+
 def check(cluster: SimulatedCluster, sent: Submission, shown: Curves) -> None:
     """The job has come to what it must come to, and its ledger says the same."""
     job, due = cluster.job, expected(sent, shown)
@@ -66,7 +140,7 @@ def check(cluster: SimulatedCluster, sent: Submission, shown: Curves) -> None:
 
 
 @given(jobs(), curves, st.integers(0, 2**16), st.integers(1, 2))
-def test_on_a_perfect_cluster_rounds_and_workers_change_nothing(
+def test_on_a_perfect_cluster_neither_rounds_nor_workers_change_what_a_job_comes_to(
     sent: Submission, shown: Curves, seed: int, workers: int
 ) -> None:
     cluster = SimulatedCluster(sent, shown, seed, places=workers, workers=workers)
@@ -76,30 +150,458 @@ def test_on_a_perfect_cluster_rounds_and_workers_change_nothing(
     assert cluster.job.attempt == 1
 
 
-times = st.floats(0.0, 60.0)
-
-
-@settings(max_examples=200)
-@given(
-    jobs(),
-    curves,
-    st.fixed_dictionaries(
-        {
-            "seed": st.integers(0, 2**16),
-            "places": st.integers(2, 5),
-            "workers": st.integers(1, 2),
-            "kills": st.lists(st.integers(0, 60), max_size=3),
-            "hangs": st.lists(st.integers(0, 60), max_size=1),
-            "killed_at": st.lists(times, max_size=3),
-            "cut_at": st.lists(times, max_size=2),
-            "asked_at": st.lists(st.tuples(times, st.none() | st.integers(1, 5)), max_size=3),
-        }
-    ),
-)
-def test_deaths_hangs_cuts_scaling_and_draining_change_nothing(sent: Submission, shown: Curves, weather: Any) -> None:
-    cluster = SimulatedCluster(sent, shown, **weather)
+@settings(max_examples=250)
+@given(jobs(), curves, st.integers(0, 2**32))
+def test_deaths_hangs_cuts_scaling_and_draining_do_not_change_it_either(
+    sent: Submission, shown: Curves, seed: int
+) -> None:
+    cluster = SimulatedCluster(sent, shown, **weather(seed))
     cluster.run()
     if isinstance(cluster.job.state, Failed):
-        assert "attempts in a row" in cluster.job.state.error["fact"]
-        return
+        assert "3 attempts in a row" in cluster.job.state.error["fact"]
+    else:
+        check(cluster, sent, shown)
+
+
+@settings(max_examples=100)
+@given(jobs(), curves, st.integers(0, 2**32))
+def test_without_a_death_no_step_is_ever_trained_twice(sent: Submission, shown: Curves, seed: int) -> None:
+    calm = {**weather(seed), "kills": (), "hangs": (), "killed_at": ()}
+    cluster = SimulatedCluster(sent, shown, **calm)
+    cluster.run()
     check(cluster, sent, shown)
+    assert cluster.roll_backs == []
+
+
+def test_the_model_of_the_best_evaluation_is_delivered_and_not_the_last() -> None:
+    sent = submission(stop=pl.MaxEpochs(4), keep="best:val_loss", batch_size=4, values=("val_accuracy",), eval_every=2)
+    shown = Curves(losses=[1.0], val_losses=[0.9, 0.9, 0.5, 0.9, 0.3, 0.9, 0.7], accuracies=[0.0])
+    cluster = SimulatedCluster(sent, shown)
+    cluster.run()
+    assert isinstance(cluster.job.state, Succeeded)
+    assert cluster.job.state.delivery.digest == "model after 4"
+    assert cluster.job.state.delivery.step == 4
+    assert cluster.job.training.step == 20
+
+
+# ---- failures that must end a job, or must not ----
+
+
+def test_a_step_that_kills_every_worker_ends_the_job_after_three_attempts_and_says_where() -> None:
+    sent = submission(stop=pl.MaxSteps(40), batch_size=4, checkpoint_every=5)
+    cluster = SimulatedCluster(sent, FLAT, deadly_step=12, seconds_per_step=0.5)
+    cluster.run()
+    assert isinstance(cluster.job.state, Failed)
+    error = cluster.job.state.error
+    assert error["code"] == "job_failed"
+    assert "3 attempts in a row got no further than step 12" in error["fact"]
+    assert "killed by signal 9" in error["fact"]
+    assert error["remedy"]
+    assert cluster.job.attempt == 4  # the first one got to step 12
+
+
+def test_attempts_that_get_further_each_time_never_add_up_to_a_failure() -> None:
+    sent = submission(stop=pl.MaxSteps(40), batch_size=4, checkpoint_every=5, eval_every=40)
+    kills = [9 + 9 * n for n in range(5)]  # each attempt ends a few orders after the last one's checkpoint
+    cluster = SimulatedCluster(sent, FLAT, kills=kills, seconds_per_step=0.5)
+    cluster.run()
+    assert isinstance(cluster.job.state, Succeeded)
+    assert cluster.job.attempt == 6
+
+
+def test_a_drained_worker_hands_its_state_over_before_it_goes() -> None:
+    sent = submission(stop=pl.MaxSteps(30), batch_size=4)
+    cluster = SimulatedCluster(sent, FLAT, places=2, asked_at=[(8.0, None)], seconds_per_step=0.5)
+    cluster.run()
+    assert isinstance(cluster.job.state, Succeeded)
+    assert cluster.job.state.delivery.digest == "model after 30"
+    kinds = [record.kind for record in cluster.records if record.kind.startswith(("draining", "worker_"))]
+    assert kinds == ["draining", "worker_joined", "worker_released"]
+    assert cluster.roll_backs == []
+
+
+def running(cluster: SimulatedCluster) -> Running:
+    assert isinstance(cluster.job.state, Running)
+    return cluster.job.state
+
+
+# ---- single events ----
+
+
+def started(sent: Submission, workers: int = 1) -> Job:
+    job, _ = step(Job("job", sent), Planned(plan_of(split_evenly(sent.options.microbatches, workers))), 0.0)
+    return job
+
+
+def ready(fingerprint: str = "f", samples: int = 18) -> Ready:
+    return Ready(
+        fingerprint=fingerprint, train_samples=samples, val_samples=10, parameters=1, hardware_class="cpu", store_port=1
+    )
+
+
+def begun(sent: Submission, workers: int = 1, now: float = 0.0) -> tuple[Job, list[Command]]:
+    """A job whose workers are all ready, and the first orders."""
+    job, commands = started(sent, workers), []
+    for rank in range(workers):
+        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), now)
+        job, commands = step(job, Answer(1, rank, ready()), now)
+    return job, commands
+
+
+def orders(commands: list[Command]) -> dict[int, Any]:
+    return {c.rank: c.message for c in commands if isinstance(c, Send)}
+
+
+def trained(order: TrainRound, **changes: Any) -> Trained:
+    steps = order.to_step - order.from_step
+    fields = {"from_step": order.from_step, "step": order.to_step, "losses": (1.0,) * steps, "seconds": 0.1}
+    return Trained(**{**fields, "busy_s": 0.1, "cells": steps, **changes})
+
+
+@pytest.mark.parametrize("when", ["starting", "running"])
+def test_a_users_error_ends_the_job_at_once_with_that_very_error(when: str) -> None:
+    sent = submission(batch_size=4)
+    error = UserCodeError("your code raised KeyError: 'x'", "Its traceback follows.", traceback="line 3").to_json()
+    job = started(sent, 2) if when == "starting" else begun(sent, 2)[0]
+    job, commands = step(job, Answer(1, 1, WorkerFailed(error=error)), 1.0)
+    assert job.state == Failed(error)
+    assert StopWorkers(1) in commands
+    assert Record("state", {"state": "FAILED", "attempt": 1, "error": error}) in commands
+
+
+def test_a_non_finite_step_is_blamed_on_the_worker_that_can_name_the_cause() -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    named = NonFinite("layer 'head' at step 0", "Lower the learning rate.", step=0).to_json()
+    job, commands = step(job, Answer(1, 0, WorkerFailed(error={})), 1.0)
+    assert isinstance(job.state, Running)
+    assert commands == []
+    job, _ = step(job, Answer(1, 1, WorkerFailed(error=named)), 1.0)
+    assert job.state == Failed(named)
+
+
+def test_a_non_finite_step_that_nobody_can_explain_still_ends_the_job_by_name() -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    for rank in (0, 1):
+        job, _ = step(job, Answer(1, rank, WorkerFailed(error={})), 1.0)
+    assert isinstance(job.state, Failed)
+    assert (job.state.error["code"], bool(job.state.error["remedy"])) == ("non_finite", True)
+
+
+def test_workers_that_built_different_data_end_the_job_with_the_nodes_and_their_prints() -> None:
+    job = started(submission(batch_size=4), 2)
+    job, _ = step(job, Answer(1, 0, ready("18:aa")), 1.0)
+    job, commands = step(job, Answer(1, 1, ready("18:bb")), 1.0)
+    assert isinstance(job.state, Failed)
+    assert job.state.error["code"] == "data_mismatch"
+    assert job.state.error["details"]["fingerprints"] == {"rank 0 on n0": "18:aa", "rank 1 on n1": "18:bb"}
+    assert StopWorkers(1) in commands
+
+
+def test_wall_time_makes_a_model_irreproducible_and_says_so() -> None:
+    sent = submission(stop=pl.MaxTime("10m") | pl.MaxEpochs(500), batch_size=4)
+    cluster = SimulatedCluster(sent, FLAT, seconds_per_step=1.0)
+    cluster.run()
+    assert isinstance(cluster.job.state, Succeeded)
+    delivery = cluster.job.state.delivery
+    assert not delivery.reproducible
+    assert delivery.irreproducible_because is not None
+    assert delivery.irreproducible_because.startswith(
+        f"wall time ended the job (MaxTime(600s) at step {delivery.step},"
+    )
+    assert 600 <= cluster.job.elapsed_s < 610
+    assert cluster.job.training.history[-1]["step"] == delivery.step
+
+
+def test_a_job_that_its_steps_ended_in_time_is_reproducible() -> None:
+    sent = submission(stop=pl.MaxTime("10m") | pl.MaxSteps(9), batch_size=4)
+    cluster = SimulatedCluster(sent, FLAT)
+    cluster.run()
+    assert isinstance(cluster.job.state, Succeeded)
+    assert (cluster.job.state.delivery.reproducible, cluster.job.state.delivery.irreproducible_because) == (True, None)
+
+
+def test_a_user_who_allowed_other_hardware_is_told_that_the_model_is_not_reproducible() -> None:
+    cluster = SimulatedCluster(submission(stop=pl.MaxSteps(3), batch_size=4, reproducible=False), FLAT)
+    cluster.run()
+    assert isinstance(cluster.job.state, Succeeded)
+    assert cluster.job.state.delivery.irreproducible_because == "reproducible=False"
+
+
+def test_time_counts_over_all_attempts_but_not_while_the_job_waits() -> None:
+    sent = submission(stop=pl.MaxTime(30) | pl.MaxSteps(10_000), batch_size=4)
+    job, _ = begun(sent, now=100.0)
+    job, _ = step(job, Lost(1, 0, "killed"), 120.0)
+    assert job.elapsed_s == 20.0
+    job, _ = step(job, AttemptEnded(1), 500.0)
+    job, _ = step(job, Planned(plan_of([(0, 4)])), 900.0)
+    job, commands = step(job, Answer(2, 0, ready()), 1000.0)
+    job, commands = step(job, Answer(2, 0, trained(orders(commands)[0])), 1009.0)
+    assert isinstance(orders(commands)[0], TrainRound)
+    job, commands = step(job, Answer(2, 0, trained(orders(commands)[0])), 1010.0)
+    assert isinstance(orders(commands)[0], EvaluateRound)  # 20 + 10 seconds: it stops
+
+
+@pytest.mark.parametrize("when", [Queued(), Waiting("for nodes"), Recovering("of a loss")])
+def test_a_job_that_is_not_running_can_be_cancelled_too(when: Any) -> None:
+    job, commands = step(replace(Job("job", submission()), attempt=2, state=when), CancelRequested(), 1.0)
+    assert job.state == Cancelled()
+    assert commands == [Record("state", {"state": "CANCELLED", "attempt": 2}), StopWorkers(2)]
+
+
+def test_a_setup_that_never_ends_is_given_up_and_names_who_was_late() -> None:
+    job, _ = step(started(submission(batch_size=4), 2), Answer(1, 0, ready()), 1.0)
+    job, commands = step(job, Late(1, "setup"), 900.0)
+    assert isinstance(job.state, Recovering)
+    assert "rank 1 on n1" in job.state.reason
+    assert "rank 0" not in job.state.reason
+    assert StopWorkers(1) in commands
+
+
+def beat(at: int, phase: str = "compute") -> Beat:
+    return Beat(step=0, cells=at, phase=phase, stack="model.py:7 forward")
+
+
+def test_a_slow_worker_that_makes_progress_is_never_lost() -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    for second in range(1, 2000):
+        for rank in (0, 1):
+            job, _ = step(job, Answer(1, rank, beat(at=second // 60)), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        assert commands == [SetTimer(1.0, Tick(1))]
+
+
+@pytest.mark.parametrize(("phase", "heard"), [("compute", True), ("compute", False), ("exchange", False)])
+def test_a_hung_worker_is_ended_and_named_with_where_it_was_and_the_others_go_on(phase: str, heard: bool) -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    commands: list[Command] = []
+    for second in range(1, 200):
+        job, _ = step(job, Answer(1, 0, beat(second)), float(second))
+        if heard or second == 1:
+            job, _ = step(job, Answer(1, 1, beat(0, phase)), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        if StopWorkers(1, (1,)) in commands:
+            break
+    lost = next(c.data["reason"] for c in commands if isinstance(c, Record) and c.kind == "worker_lost")
+    assert "rank 1 on n1" in lost
+    assert "model.py:7 forward" in lost
+    assert isinstance(job.state, Running)
+    assert job.state.members == (0,)
+
+
+def test_waiting_for_others_is_no_hang() -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    for second in range(1, 150):
+        job, _ = step(job, Answer(1, 0, beat(0, "exchange")), float(second))
+        job, _ = step(job, Answer(1, 1, beat(second)), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        assert commands == [SetTimer(1.0, Tick(1))]
+
+
+def test_an_answer_that_comes_twice_counts_once() -> None:
+    sent = submission(batch_size=4, stop=pl.MaxSteps(30))
+    job, commands = begun(sent)
+    first = Answer(1, 0, trained(orders(commands)[0]))
+    job, commands = step(job, first, 1.0)
+    assert step(job, first, 2.0) == (job, [])
+    job, commands = step(job, Answer(1, 0, trained(orders(commands)[0])), 3.0)
+    assert step(job, first, 4.0) == (job, [])
+    assert [c for c in commands if isinstance(c, Commit)][0].from_step == 1
+
+
+def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30)), 3)
+    order = orders(commands)[0]
+    assert (order.from_step, order.to_step) == (0, 1)
+    job, commands = step(job, Lost(1, 2, "killed"), 1.0)
+    assert {rank: type(message).__name__ for rank, message in orders(commands).items()} == {0: "GiveUp", 1: "GiveUp"}
+    job, _ = step(job, Answer(1, 0, PeerLost(step=0, losses=(), reason="closed")), 2.0)
+    job, commands = step(job, Answer(1, 1, trained(order)), 2.0)
+    assert Commit(1, 0, 1, 4) in commands
+    again = orders(commands)[0]
+    assert (again.from_step, again.behind, again.source) == (1, (0,), 1)
+    assert again.group.members == (0, 1)
+    assert again.group.key != order.group.key
+    assert [cell for share in again.group.shares for cell in range(*share)] == [0, 1, 2, 3]
+
+
+def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt_off() -> None:
+    sent = submission(batch_size=4)
+    training = Training(train_samples=18, step=4)
+    checkpoint = Checkpoint(ref=CheckpointRef(step=4, blob="4/None", nbytes=1), training=training)
+    job, commands = resumed("job", sent, attempt=3, elapsed_s=7.0, checkpoint=checkpoint)
+    assert (job.state_name, job.training, job.elapsed_s) == ("WAITING", training, 7.0)
+    assert RollBack(4) in commands
+    assert step(job, Answer(3, 0, ready()), 1.0) == (job, [])
+    job, commands = step(job, Planned(plan_of([(0, 4)])), 1.0)
+    assert [c.attempt for c in commands if isinstance(c, StartWorkers)] == [4]
+    job, commands = step(job, Answer(4, 0, WorkerHello(pid=1, address="a")), 1.0)
+    assert orders(commands)[0].checkpoint == checkpoint.ref
+
+
+def test_a_new_job_that_a_restarted_master_finds_is_queued_from_its_first_step() -> None:
+    job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoint=None)
+    assert (job.state, job.training) == (Queued(), Training())
+    assert RollBack(0) in commands
+
+
+# ---- any events, in any order ----
+
+
+class Watched:
+    """A job under events of any kind, whose promises are checked after each."""
+
+    def __init__(self, sent: Submission) -> None:
+        self.job = Job("job", sent)
+        self.now = 0.0
+        self.alive: set[tuple[int, int]] = set()
+        self.committed: list[tuple[int, int]] = []
+        self.timers: list[Event] = []
+
+    def feed(self, event: Event) -> None:
+        before = self.job
+        self.now += 0.25
+        after, commands = step(before, event, self.now)
+        assert step(before, event, self.now) == (after, commands), "not a function of its arguments"
+        if isinstance(before.state, TERMINAL):
+            assert (after, commands) == (before, []), "an end that is not one"
+        assert before.attempt <= after.attempt <= before.attempt + 1
+        if isinstance(event, Lost):
+            self.alive.discard((event.attempt, event.rank))
+        if isinstance(event, AttemptEnded):
+            self.alive = {(attempt, rank) for attempt, rank in self.alive if attempt != event.attempt}
+        for command in commands:
+            self._check(command, after)
+        if isinstance(after.state, Failed):
+            assert after.state.error["code"]
+            assert after.state.error["fact"]
+        if isinstance(after.state, TERMINAL) and not isinstance(before.state, TERMINAL) and before.attempt:
+            assert StopWorkers(before.attempt) in commands, "workers of a job that is over"
+        self.job = after
+        self._check_state()
+
+    def _check(self, command: Command, after: Job) -> None:
+        match command:
+            case StartWorkers(attempt, placements):
+                assert attempt == after.attempt
+                assert not [a for a, _ in self.alive if a < attempt], "a new attempt beside an old one's workers"
+                fresh = {(attempt, placement.rank) for placement in placements}
+                assert not fresh & self.alive
+                self.alive |= fresh
+            case Send(attempt, rank):
+                assert attempt == after.attempt
+                assert isinstance(after.state, Starting | Running)
+            case SetTimer(_, event):
+                self.timers.append(event)
+            case Commit(attempt, first, end):
+                assert attempt == after.attempt
+                assert first == (self.committed[-1][1] if self.committed else 0), "a gap, or a step twice"
+                assert end > first
+                self.committed.append((first, end))
+            case RollBack(at):
+                self.committed = [(first, end) for first, end in self.committed if first < at]
+                assert (self.committed[-1][1] if self.committed else 0) == at, "a roll-back into a commit"
+
+    def _check_state(self) -> None:
+        """What is committed is what the ledger says, and no wait is without a bound."""
+        job = self.job
+        if not isinstance(job.state, Recovering | TERMINAL):
+            assert job.training.step == (self.committed[-1][1] if self.committed else 0)
+        if isinstance(job.state, Starting):
+            assert Late(job.attempt, "setup") in self.timers
+        if isinstance(job.state, Running):
+            assert Tick(job.attempt) in self.timers
+            assert job.state.members
+            assert len(set(job.state.members)) == len(job.state.members) <= job.state.plan.microbatches
+            assert set(job.state.members) <= set(job.state.workers)
+
+    def apt(self, rank: int) -> FromWorker:
+        """What this worker would say next, if all went well."""
+        state = self.job.state
+        if isinstance(state, Starting | Running) and rank in state.building:
+            return ready() if state.building[rank][1] else WorkerHello(pid=1, address="a")
+        match state.order if isinstance(state, Running) else None:
+            case TrainRound() as order:
+                return trained(order)
+            case EvaluateRound(step=at, group=group):
+                rows = ((10.0, 5.0),) if rank == group.members[0] else ()
+                return Evaluated(step=at, first_cell=0, rows=rows, seconds=0.1)
+            case SaveRound(step=at):
+                return Saved(step=at, blob="b", nbytes=1, digest="sha256:1")
+        return Beat(step=0, cells=0, phase="idle", stack="")
+
+    def other(self, kind: int) -> FromWorker:
+        """What a worker might say at any time."""
+        at = self.job.training.step
+        losses = (
+            (1.0,)
+            if kind % 2 and isinstance(self.job.state, Running) and isinstance(self.job.state.order, TrainRound)
+            else ()
+        )
+        messages: list[FromWorker] = [
+            PeerLost(step=at + len(losses), losses=losses, reason="closed"),
+            CheckpointWritten(checkpoint=CheckpointRef(step=at, blob="b", nbytes=1)),
+            Warned(error={"code": "disk_full", "fact": "f"}),
+            Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
+            Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),
+            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, busy_s=0.1, cells=1),
+            WorkerHello(pid=1, address="a"),
+            Beat(step=at, cells=kind, phase="compute", stack="s"),
+            WorkerFailed(error=UserCodeError("your code raised", "See it.").to_json()),
+        ]
+        return messages[kind % len(messages)]
+
+    def some_rank(self, number: int) -> int:
+        state = self.job.state
+        known = [*state.building, *state.workers] if isinstance(state, Starting | Running) else [0]
+        return sorted(known)[number % len(known)]
+
+
+@st.composite
+def actions(draw: st.DrawFn) -> Callable[[Watched], Event | None]:
+    """How to make the next event, from what the job is at then. Most of them let it go on."""
+    kind = draw(st.sampled_from(["apt"] * 12 + ["plan"] * 2 + ["other"] * 3 + ["stale", "lost", "ended", "tick", "timer", "recruit", "ask", "cancel"]))  # fmt: skip
+    number = draw(st.integers(0, 40))
+    placement = Placement(rank=0, node_id="x", node_name="x", device="cpu", share=(0, 0))
+
+    def make(watched: Watched) -> Event | None:
+        attempt, rank = watched.job.attempt, watched.some_rank(number)
+        match kind:
+            case "apt":
+                return Answer(attempt, rank, watched.apt(rank))
+            case "plan":
+                return Planned(plan_of(split_evenly(4, number % 3 + 1), most_workers=3))
+            case "other":
+                return Answer(attempt, rank, watched.other(number))
+            case "stale":
+                return [
+                    Answer(attempt - 1, rank, watched.apt(rank)),
+                    Lost(attempt - 1, rank, "late"),
+                    Tick(attempt - 1),
+                ][number % 3]
+            case "lost":
+                return Lost(attempt, rank, "killed")
+            case "ended":  # the cluster says so only once it is true
+                return None if isinstance(watched.job.state, Starting | Running) else AttemptEnded(attempt)
+            case "tick":
+                return Tick(attempt)
+            case "timer":
+                return watched.timers[number % len(watched.timers)] if watched.timers else None
+            case "recruit":
+                return Recruited(attempt, placement)
+            case "ask":
+                return ScaleRequested(number % 5 + 1) if number % 2 else NodeDraining(f"n{number % 3}")
+        return CancelRequested() if number < 4 else None
+
+    return make
+
+
+@settings(max_examples=300)
+@given(st.lists(actions(), min_size=20, max_size=120), st.booleans(), st.sampled_from([None, 2]))
+def test_whatever_happens_in_whatever_order_the_promises_hold(
+    script: list[Callable[[Watched], Event | None]], val: bool, every: int | None
+) -> None:
+    watched = Watched(submission(val=val, stop=pl.MaxSteps(8), batch_size=4, eval_every=every, checkpoint_every=every))
+    for make in script:
+        event = make(watched)
+        if event is not None:
+            watched.feed(event)

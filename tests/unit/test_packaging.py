@@ -53,7 +53,9 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (300, 300)], ids=str)
-def test_tensors_arrive_with_their_bits_dtype_and_shape(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_tensors_arrive_with_their_bits_dtype_and_shape(
+    dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
+) -> None:
     tensor = (torch.randn(shape) * 50).to(dtype)
     again = roundtrip({"here": [tensor]}, tmp_path)["here"][0]
     assert type(again) is torch.Tensor
@@ -224,7 +226,9 @@ def _unpicklers(path: Path) -> list[str]:
     return [
         ast.unparse(call)
         for call in calls
-        if isinstance(call, ast.Attribute) and ast.unparse(call.value) in names and call.attr in ("load", "loads", "Unpickler")
+        if isinstance(call, ast.Attribute)
+        and ast.unparse(call.value) in names
+        and call.attr in ("load", "loads", "Unpickler")
     ]
 
 

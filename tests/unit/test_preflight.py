@@ -112,7 +112,8 @@ def test_a_large_global_that_a_function_uses_is_warned_of_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [captures(np.zeros(LARGE_CAPTURE_BYTES, dtype=np.uint8)), captures("text"), max, None, partial(max, TABLE)]
+    "function",
+    [captures(np.zeros(LARGE_CAPTURE_BYTES, dtype=np.uint8)), captures("text"), max, None, partial(max, TABLE)],
 )
 def test_what_is_small_or_given_on_purpose_is_not_warned_of(function: Any) -> None:
     with warnings.catch_warnings():
@@ -131,7 +132,12 @@ def frozen() -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("model", "fact"),
-    [(torch.nn.ReLU(), "no parameters"), (frozen(), "no parameters"), ("resnet50", "is a str"), (None, "is a NoneType")],
+    [
+        (torch.nn.ReLU(), "no parameters"),
+        (frozen(), "no parameters"),
+        ("resnet50", "is a str"),
+        (None, "is a NoneType"),
+    ],
 )
 def test_what_can_not_be_trained_is_refused_with_a_remedy(model: Any, fact: str) -> None:
     with pytest.raises(pl.InvalidSpec, match=fact) as caught:

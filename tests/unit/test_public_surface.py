@@ -47,11 +47,17 @@ def test_errors_have_the_codes_and_statuses_of_the_document() -> None:
 
 @pytest.mark.parametrize(
     ("heading", "model"),
-    [("Fields of a `TrainSpec`", pl.TrainSpec), ("Fields of `Resources`", pl.Resources), ("Settings of a master", MasterSettings)],
+    [
+        ("Fields of a `TrainSpec`", pl.TrainSpec),
+        ("Fields of `Resources`", pl.Resources),
+        ("Settings of a master", MasterSettings),
+    ],
 )
 def test_fields_and_their_defaults_are_those_of_the_document(heading: str, model: type[BaseModel]) -> None:
     documented = {row[0]: row[1] for row in table(heading)}
-    defaults = {name: "required" if field.is_required() else repr(field.default) for name, field in model.model_fields.items()}
+    defaults = {
+        name: "required" if field.is_required() else repr(field.default) for name, field in model.model_fields.items()
+    }
     if "resources" in defaults:
         defaults["resources"] = "Resources()"  # its repr lists the fields, which have a table of their own
     assert documented == defaults
@@ -59,9 +65,35 @@ def test_fields_and_their_defaults_are_those_of_the_document(heading: str, model
 
 def test_the_fields_of_a_spec_are_the_contract() -> None:
     assert set(pl.TrainSpec.model_fields) == set(
-        "model train_data val_data loss training_step optimizer lr_schedule clip_grad_norm batch_size microbatches threads "
-        "drop_last metrics stop keep eval_every checkpoint_every resources sync reproducible seed precision augment collate "
-        "priority deadline name".split()
+        [
+            "model",
+            "train_data",
+            "val_data",
+            "loss",
+            "training_step",
+            "optimizer",
+            "lr_schedule",
+            "clip_grad_norm",
+            "batch_size",
+            "microbatches",
+            "threads",
+            "drop_last",
+            "metrics",
+            "stop",
+            "keep",
+            "eval_every",
+            "checkpoint_every",
+            "resources",
+            "sync",
+            "reproducible",
+            "seed",
+            "precision",
+            "augment",
+            "collate",
+            "priority",
+            "deadline",
+            "name",
+        ]
     )
 
 
@@ -87,7 +119,12 @@ def test_importing_paceline_and_making_conditions_loads_nothing_heavy(code: str)
 
 
 @pytest.mark.parametrize(
-    "code", ["import paceline.client.client", "import paceline as pl; pl.Client, pl.Job, pl.Result, pl.TrainSpec", "import paceline.cli.app"]
+    "code",
+    [
+        "import paceline.client.client",
+        "import paceline as pl; pl.Client, pl.Job, pl.Result, pl.TrainSpec",
+        "import paceline.cli.app",
+    ],
 )
 def test_the_client_loads_neither_torch_nor_ray_nor_the_master(code: str) -> None:
     assert loaded_after(code) <= {"numpy"}

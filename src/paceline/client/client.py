@@ -103,7 +103,7 @@ class Client:
 
     def drain(self, node: str) -> None:
         """Give a node back: its workers leave at the next round, as soon as others can go on."""
-        raise_for(self.http.post(f"/api/v1/nodes/{node}/drain"))
+        self.post(f"/nodes/{node}/drain")
 
     def _upload(self, packed: Packed) -> None:
         for name in self.blobs.missing(packed.blobs):
@@ -123,7 +123,7 @@ class Client:
             response = self.http.request(method, f"/api/v1{path}", **arguments)
         except httpx.TransportError as error:
             raise unreachable(self.url, error) from error
-        return raise_for(response).json()
+        return raise_for(response).json() if response.content else None
 
     def close(self) -> None:
         """Close connections; with local=True, end the embedded master and its workers."""

@@ -13,7 +13,6 @@ from paceline.digest import model_digest
 from paceline.errors import Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
 from paceline.plan import Plan
 from paceline.spec import TrainOptions
-from paceline.transfer import raise_for
 
 if TYPE_CHECKING:
     from paceline.client.client import Client
@@ -149,7 +148,7 @@ class Job:
         if digest != found["digest"]:
             path.unlink()
             raise Corrupt(f"the model has the digest {digest}, not {found['digest']}.", "Fetch it again.")
-        raise_for(self._client.http.post(f"/api/v1/jobs/{self.id}/delivered", params={"digest": digest}))
+        self._client.post(f"/jobs/{self.id}/delivered?digest={digest}")
         return found
 
     def _raise_failure(self, info: dict[str, Any]) -> None:

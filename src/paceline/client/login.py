@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from paceline.errors import MasterUnreachable
+from paceline.errors import InvalidSpec, MasterUnreachable
 
 
 class Login(BaseModel):
@@ -42,4 +41,7 @@ def load() -> Login:
         raise MasterUnreachable(
             "no master is known.", "Run `paceline login URL --token …`, pass url and token, or use Client(local=True)."
         )
-    return Login.model_validate(json.loads(path().read_text()))
+    try:
+        return Login.model_validate_json(path().read_text())
+    except ValidationError:
+        raise InvalidSpec(f"{path()} is damaged.", "Run `paceline login URL --token …` again.") from None

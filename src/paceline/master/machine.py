@@ -170,7 +170,6 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         plan=state.plan,
         grid=Grid(ready.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed),
         fingerprint=ready.fingerprint,
-        hardware_class=ready.hardware_class,
         members=ranks,
         workers=state.workers,
         group=Group(key="", host="", port=0, members=(), shares=()),

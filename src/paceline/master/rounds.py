@@ -342,7 +342,7 @@ def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
         stop_reason=reason,
         reproducible=state.reproducible and options.reproducible,
         irreproducible_because=because or (None if options.reproducible else "reproducible=False"),
-        hardware_class=state.hardware_class,
+        hardware_class=state.plan.hardware_class,
     )
     job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
     return job, [state_record(job), StopWorkers(job.attempt)]

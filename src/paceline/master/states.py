@@ -112,7 +112,6 @@ class Running:
     plan: Plan
     grid: Grid
     fingerprint: str
-    hardware_class: str
     members: tuple[int, ...]
     workers: Mapping[int, Worker]
     group: Group

@@ -113,14 +113,11 @@ class TrainingJob:
 
     def ready(self) -> Ready:
         """What the master compares and plans with."""
-        device = self.program.device
-        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         return Ready(
             fingerprint="/".join(fingerprint(source) for source in (self._train, self._val) if source is not None),
             train_samples=len(self._train),
             val_samples=len(self._val) if self._val is not None else 0,
             parameters=sum(p.numel() for p in self.program.parameters),
-            hardware_class=f"{device.type}:{kind}:torch-{torch.__version__}",
             store_port=self._store.port,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sysconfig
 import threading
 import time
 import traceback
@@ -116,8 +117,10 @@ def _do(job: TrainingJob, order: ToWorker) -> Message:
 def _user_error(error: Exception) -> UserCodeError:
     """The user's traceback, without our frames above their code."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parent.parent)
-    first = next((i for i, frame in enumerate(frames) if not frame.filename.startswith(ours)), 0)
+    ours, installed = str(Path(__file__).parent.parent), sysconfig.get_path("purelib")
+    not_theirs = [(ours, installed), (ours,)]  # where none of the frames is theirs, those of their libraries
+    starts = (i for skip in not_theirs for i, frame in enumerate(frames) if not frame.filename.startswith(skip))
+    first = next(starts, 0)
     text = "".join(
         ["Traceback (most recent call last):\n", *traceback.format_list(frames[first:]),
          *traceback.format_exception_only(error)]
