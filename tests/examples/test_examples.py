@@ -1,4 +1,4 @@
-"""The examples reach the quality that their docstrings state; smaller variants of the long ones run in every test run."""
+"""The examples reach the quality that their docstrings state; every test run has a smaller variant of the long ones."""
 
 from __future__ import annotations
 

@@ -72,6 +72,11 @@ from paceline.stop import must_end, step_bound
 from builders import plan_of, submission
 from simulated import Curves, SimulatedCluster, expected, grid_of
 
+def simulated(**changes: Any) -> Submission:
+    """A job as the simulated workers evaluate it."""
+    return submission(**{"values": ("val_accuracy",), "batch_size": 4, **changes})
+
+
 FLAT = Curves(losses=[1.0], val_losses=[1.0], accuracies=[0.5])
 
 # ---- whole jobs, in any weather ----
@@ -92,10 +97,8 @@ curves = st.builds(Curves, st.lists(st.floats(0.01, 9.0), min_size=1, max_size=7
 
 @st.composite
 def jobs(draw: st.DrawFn) -> Submission:
-    return submission(
-        values=("val_accuracy",),
+    return simulated(
         stop=draw(conditions),
-        batch_size=4,
         microbatches=draw(st.sampled_from([2, 4])),
         drop_last=draw(st.booleans()),
         keep=draw(st.sampled_from(["last", "best:val_loss", "best:val_accuracy"])),
@@ -174,7 +177,7 @@ def test_without_a_death_no_step_is_ever_trained_twice(sent: Submission, shown: 
 
 
 def test_the_model_of_the_best_evaluation_is_delivered_and_not_the_last() -> None:
-    sent = submission(stop=pl.MaxEpochs(4), keep="best:val_loss", batch_size=4, values=("val_accuracy",), eval_every=2)
+    sent = simulated(stop=pl.MaxEpochs(4), keep="best:val_loss", eval_every=2)
     shown = Curves(losses=[1.0], val_losses=[0.9, 0.9, 0.5, 0.9, 0.3, 0.9, 0.7], accuracies=[0.0])
     cluster = SimulatedCluster(sent, shown)
     cluster.run()
@@ -188,7 +191,7 @@ def test_the_model_of_the_best_evaluation_is_delivered_and_not_the_last() -> Non
 
 
 def test_a_step_that_kills_every_worker_ends_the_job_after_three_attempts_and_says_where() -> None:
-    sent = submission(stop=pl.MaxSteps(40), batch_size=4, checkpoint_every=5)
+    sent = simulated(stop=pl.MaxSteps(40), checkpoint_every=5)
     cluster = SimulatedCluster(sent, FLAT, deadly_step=12, seconds_per_step=0.5)
     cluster.run()
     assert isinstance(cluster.job.state, Failed)
@@ -201,7 +204,7 @@ def test_a_step_that_kills_every_worker_ends_the_job_after_three_attempts_and_sa
 
 
 def test_attempts_that_get_further_each_time_never_add_up_to_a_failure() -> None:
-    sent = submission(stop=pl.MaxSteps(40), batch_size=4, checkpoint_every=5, eval_every=40)
+    sent = simulated(stop=pl.MaxSteps(40), checkpoint_every=5, eval_every=40)
     kills = [9 + 9 * n for n in range(5)]  # each attempt ends a few orders after the last one's checkpoint
     cluster = SimulatedCluster(sent, FLAT, kills=kills, seconds_per_step=0.5)
     cluster.run()
@@ -210,7 +213,7 @@ def test_attempts_that_get_further_each_time_never_add_up_to_a_failure() -> None
 
 
 def test_a_drained_worker_hands_its_state_over_before_it_goes() -> None:
-    sent = submission(stop=pl.MaxSteps(30), batch_size=4)
+    sent = simulated(stop=pl.MaxSteps(30))
     cluster = SimulatedCluster(sent, FLAT, places=2, asked_at=[(8.0, None)], seconds_per_step=0.5)
     cluster.run()
     assert isinstance(cluster.job.state, Succeeded)
@@ -235,7 +238,7 @@ def started(sent: Submission, workers: int = 1) -> Job:
 
 def ready(fingerprint: str = "f", samples: int = 18) -> Ready:
     return Ready(
-        fingerprint=fingerprint, train_samples=samples, val_samples=10, parameters=1, hardware_class="cpu", store_port=1
+        fingerprint=fingerprint, train_samples=samples, val_samples=10, parameters=1, store_port=1
     )
 
 
@@ -298,7 +301,7 @@ def test_workers_that_built_different_data_end_the_job_with_the_nodes_and_their_
 
 
 def test_wall_time_makes_a_model_irreproducible_and_says_so() -> None:
-    sent = submission(stop=pl.MaxTime("10m") | pl.MaxEpochs(500), batch_size=4)
+    sent = simulated(stop=pl.MaxTime("10m") | pl.MaxEpochs(500))
     cluster = SimulatedCluster(sent, FLAT, seconds_per_step=1.0)
     cluster.run()
     assert isinstance(cluster.job.state, Succeeded)
@@ -313,7 +316,7 @@ def test_wall_time_makes_a_model_irreproducible_and_says_so() -> None:
 
 
 def test_a_job_that_its_steps_ended_in_time_is_reproducible() -> None:
-    sent = submission(stop=pl.MaxTime("10m") | pl.MaxSteps(9), batch_size=4)
+    sent = simulated(stop=pl.MaxTime("10m") | pl.MaxSteps(9))
     cluster = SimulatedCluster(sent, FLAT)
     cluster.run()
     assert isinstance(cluster.job.state, Succeeded)
@@ -321,7 +324,7 @@ def test_a_job_that_its_steps_ended_in_time_is_reproducible() -> None:
 
 
 def test_a_user_who_allowed_other_hardware_is_told_that_the_model_is_not_reproducible() -> None:
-    cluster = SimulatedCluster(submission(stop=pl.MaxSteps(3), batch_size=4, reproducible=False), FLAT)
+    cluster = SimulatedCluster(simulated(stop=pl.MaxSteps(3), reproducible=False), FLAT)
     cluster.run()
     assert isinstance(cluster.job.state, Succeeded)
     assert cluster.job.state.delivery.irreproducible_because == "reproducible=False"
@@ -504,7 +507,7 @@ class Watched:
     def _check_state(self) -> None:
         """What is committed is what the ledger says, and no wait is without a bound."""
         job = self.job
-        if not isinstance(job.state, Recovering | TERMINAL):
+        if not isinstance(job.state, (Recovering, *TERMINAL)):
             assert job.training.step == (self.committed[-1][1] if self.committed else 0)
         if isinstance(job.state, Starting):
             assert Late(job.attempt, "setup") in self.timers
