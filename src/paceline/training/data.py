@@ -8,7 +8,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,7 +139,7 @@ class _Seeded(Dataset[Any]):
 
 
 def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Run `batches` in a thread, a few ahead. An exception there is raised here.
+    """Run `batches` in a thread, a few ahead. An exception there is raised here, in its place.
 
     They are handed over in chunks: waking the other thread for each would cost a small model a tenth of its time.
     """
@@ -157,23 +156,27 @@ def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
         return False
 
     def read() -> None:
+        chunk: list[Any] = []
         try:
-            while chunk := list(islice(batches, CHUNK_BATCHES)):
-                if not put((chunk, None)):
-                    return
-            put(([], None))
+            for batch in batches:
+                chunk.append(batch)
+                if len(chunk) == CHUNK_BATCHES:
+                    if not put((chunk, None)):
+                        return
+                    chunk = []
+            put((chunk, StopIteration()))
         except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            put(([], error))
+            put((chunk, error))
 
     threading.Thread(target=read, name="read-ahead", daemon=True).start()
     try:
         while True:
-            chunk, error = ready.get()
-            if error is not None:
-                raise error
-            if not chunk:
-                return
+            chunk, end = ready.get()
             yield from chunk
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
     finally:
         closed.set()
 
