@@ -34,7 +34,7 @@ def load(part):
             f"no Fashion-MNIST in {FOLDER}: `apt-get install dataset-fashion-mnist`, or set FASHION_MNIST to a folder "
             f"with its four .gz files"
         )
-    images, labels = (gzip.decompress(file.read_bytes()) for file in files)
+    images, labels = (bytearray(gzip.decompress(file.read_bytes())) for file in files)  # torch wants it writable
     pixels = np.frombuffer(images, np.uint8, offset=16)  # behind the idx format's header
     return pixels.reshape(-1, 1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 

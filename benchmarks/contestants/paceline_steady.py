@@ -1,20 +1,24 @@
-"""`python paceline_steady.py WORKLOAD`: the same training as a job of one worker.
+"""`python paceline_steady.py WORKLOAD [WORKERS]`: the same training as a job.
 
-Last line: `{samples_per_s, mean_loss}`; the rate by the master's clock, from the first commit after the warm-up to
-the last, so that whatever happens between rounds counts; the mean over all steps' batches.
+Last line: `{samples_per_s, mean_loss, bytes_per_step}`; the rate by the master's clock, from the first commit after the
+warm-up to the last, so that whatever happens between rounds counts, as does the master's own traffic; the mean over
+all steps' batches.
 """
 
 import json
 import sys
+from itertools import pairwise
 
 import steady
+from traffic import loopback_bytes
 
 import paceline as pl
 
 work = steady.WORKLOADS[sys.argv[1]]
+workers = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 
 if __name__ == "__main__":
-    with pl.Client(local=True) as client:
+    with pl.Client(local=True, cores=max(2, workers + workers // 4)) as client:
         job = client.train(
             work.model(),
             work.data(),
@@ -24,12 +28,16 @@ if __name__ == "__main__":
             microbatches=steady.MICROBATCHES,
             drop_last=True,
             stop=pl.MaxSteps(work.steps),
-            resources=pl.Resources(workers=1),
+            resources=pl.Resources(workers=workers),
         )
-        commits = [event.data for event in job.events() if event.kind == "progress"]
+        commits = []
+        for event in job.events():
+            if event.kind == "progress" and event.data["step"] >= steady.WARM_UP_STEPS:
+                commits.append((event.data["step"], event.data["at"], loopback_bytes()))
         history = job.result().history
-    warm = next(commit for commit in commits if commit["step"] >= steady.WARM_UP_STEPS)
-    rate = (work.steps - warm["step"]) * work.batch / (commits[-1]["at"] - warm["at"])
+    (first, started, bytes_before), (last, ended, bytes_after) = commits[0], commits[-1]
+    rate = (last - first) * work.batch / (ended - started)
     ends = [0, *(epoch["samples"] for epoch in history)]
-    sums = [(end - start) * epoch["loss"] for start, end, epoch in zip(ends, ends[1:], history, strict=False)]
-    print(json.dumps({"samples_per_s": rate, "mean_loss": sum(sums) / ends[-1]}))
+    sums = [(end - start) * epoch["loss"] for (start, end), epoch in zip(pairwise(ends), history, strict=True)]
+    traffic = (bytes_after - bytes_before) / (last - first)
+    print(json.dumps({"samples_per_s": rate, "mean_loss": sum(sums) / ends[-1], "bytes_per_step": traffic}))

@@ -72,6 +72,7 @@ from paceline.stop import must_end, step_bound
 from builders import plan_of, submission
 from simulated import Curves, SimulatedCluster, expected, grid_of
 
+
 def simulated(**changes: Any) -> Submission:
     """A job as the simulated workers evaluate it."""
     return submission(**{"values": ("val_accuracy",), "batch_size": 4, **changes})
@@ -237,9 +238,7 @@ def started(sent: Submission, workers: int = 1) -> Job:
 
 
 def ready(fingerprint: str = "f", samples: int = 18) -> Ready:
-    return Ready(
-        fingerprint=fingerprint, train_samples=samples, val_samples=10, parameters=1, store_port=1
-    )
+    return Ready(fingerprint=fingerprint, train_samples=samples, val_samples=10, parameters=1, store_port=1)
 
 
 def begun(sent: Submission, workers: int = 1, now: float = 0.0) -> tuple[Job, list[Command]]:

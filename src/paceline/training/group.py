@@ -97,7 +97,10 @@ class WorkerGroup:
                 work.wait(POLL)
                 return
             except RuntimeError:
-                if work.is_completed() or time.monotonic() > deadline:
+                if work.is_completed():
+                    work.wait()  # raises what it failed of; it may also have succeeded just after this wait was late
+                    return
+                if time.monotonic() > deadline:
                     raise
                 if self._given_up.is_set():
                     raise LostPeer("the master gave the group up") from None
