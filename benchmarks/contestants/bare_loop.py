@@ -1,6 +1,6 @@
 """`python bare_loop.py WORKLOAD`: the loop that a torch user writes, over the grid's own microbatches.
 
-Last line: `{samples_per_s, mean_loss}`; the rate without the warm-up, the mean over all steps' batches.
+Last line: `{samples_per_s, mean_loss, last_loss}`: the rate without the warm-up; the mean over all steps' batches.
 """
 
 import json
@@ -33,4 +33,4 @@ for step in range(work.steps):
     optimizer.step()
     optimizer.zero_grad()
 rate = (work.steps - steady.WARM_UP_STEPS) * work.batch / (time.perf_counter() - started)
-print(json.dumps({"samples_per_s": rate, "mean_loss": sum(losses) / len(losses)}))
+print(json.dumps({"samples_per_s": rate, "mean_loss": sum(losses) / len(losses), "last_loss": losses[-1]}))

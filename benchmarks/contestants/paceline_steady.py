@@ -1,8 +1,8 @@
 """`python paceline_steady.py WORKLOAD [WORKERS]`: the same training as a job.
 
-Last line: `{samples_per_s, mean_loss, bytes_per_step}`; the rate by the master's clock, from the first commit after the
-warm-up to the last, so that whatever happens between rounds counts, as does the master's own traffic; the mean over
-all steps' batches.
+Last line: `{samples_per_s, mean_loss, last_loss, bytes_per_step}`; the rate by the master's clock, from the first
+commit after the warm-up to the last, so that whatever happens between rounds counts, as does the master's own
+traffic; the mean over all steps' batches.
 """
 
 import json
@@ -34,10 +34,12 @@ if __name__ == "__main__":
         for event in job.events():
             if event.kind == "progress" and event.data["step"] >= steady.WARM_UP_STEPS:
                 commits.append((event.data["step"], event.data["at"], loopback_bytes()))
+                last_loss = event.data["loss"]
         history = job.result().history
     (first, started, bytes_before), (last, ended, bytes_after) = commits[0], commits[-1]
     rate = (last - first) * work.batch / (ended - started)
     ends = [0, *(epoch["samples"] for epoch in history)]
     sums = [(end - start) * epoch["loss"] for (start, end), epoch in zip(pairwise(ends), history, strict=True)]
     traffic = (bytes_after - bytes_before) / (last - first)
-    print(json.dumps({"samples_per_s": rate, "mean_loss": sum(sums) / ends[-1], "bytes_per_step": traffic}))
+    losses = {"mean_loss": sum(sums) / ends[-1], "last_loss": last_loss}
+    print(json.dumps({"samples_per_s": rate, **losses, "bytes_per_step": traffic}))

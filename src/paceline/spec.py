@@ -212,12 +212,7 @@ class TrainSpec(TrainOptions):
                 f"lr_schedule= needs the total number of samples, and stop={self.stop} does not bound it.",
                 "Add `| pl.MaxEpochs(n)` or `| pl.MaxSteps(n)`.",
             )
-        for use, name in _names_used(self):
-            if name not in self.values:
-                raise InvalidSpec(
-                    f"{use} names {name!r}, which this job never evaluates.",
-                    f"It evaluates: {', '.join(self.values)}.",
-                )
+        _check_names(self, self.values)
         return self
 
     @property
@@ -249,10 +244,16 @@ def _bounded_by_steps(stop: StopCondition) -> bool:
     return step_bound(stop, steps_per_epoch=1) is not None
 
 
-def _names_used(spec: TrainSpec) -> list[tuple[str, str]]:
-    used = [(str(leaf), leaf.name) for leaf in leaves(spec.stop) if isinstance(leaf, Metric | Patience)]
-    metric = Keep.parse(spec.keep).metric
-    return used if metric is None else [*used, (f"keep={spec.keep!r}", metric)]
+def _check_names(options: TrainOptions, values: tuple[str, ...]) -> None:
+    """Raise InvalidSpec where stop= or keep= names a value that is never evaluated."""
+    used = [(str(leaf), leaf.name) for leaf in leaves(options.stop) if isinstance(leaf, Metric | Patience)]
+    metric = Keep.parse(options.keep).metric
+    used += [] if metric is None else [(f"keep={options.keep!r}", metric)]
+    for use, name in used:
+        if name not in values:
+            raise InvalidSpec(
+                f"{use} names {name!r}, which this job never evaluates.", f"It evaluates: {', '.join(values)}."
+            )
 
 
 class PackageRef(BaseModel):
@@ -303,6 +304,11 @@ class Submission(BaseModel):
     program: PackageRef
     train_data: PackageRef
     val_data: PackageRef | None = None
+
+    @model_validator(mode="after")
+    def _names_are_evaluated(self) -> Submission:
+        _check_names(self.options, self.facts.values)
+        return self
 
     @property
     def packages(self) -> tuple[PackageRef, ...]:

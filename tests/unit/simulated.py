@@ -15,8 +15,6 @@ from itertools import count
 from operator import add
 from typing import Any
 
-from builders import plan_of
-
 from paceline.grid import Grid, split_evenly
 from paceline.master import machine
 from paceline.master.states import (
@@ -64,6 +62,8 @@ from paceline.messages import (
 from paceline.plan import Placement
 from paceline.spec import Keep, Submission
 from paceline.stop import Progress, fired, improved
+
+from builders import plan_of
 
 TRAIN_SAMPLES, VAL_SAMPLES = 18, 10
 MOST_EVENTS = 4_000

@@ -15,6 +15,7 @@ import paceline as pl
 from paceline.errors import NonFinite, UserCodeError
 from paceline.grid import split_evenly
 from paceline.master.machine import resumed, step
+from paceline.master.rounds import waiting_for
 from paceline.master.states import (
     TERMINAL,
     Answer,
@@ -224,11 +225,6 @@ def test_a_drained_worker_hands_its_state_over_before_it_goes() -> None:
     assert cluster.roll_backs == []
 
 
-def running(cluster: SimulatedCluster) -> Running:
-    assert isinstance(cluster.job.state, Running)
-    return cluster.job.state
-
-
 # ---- single events ----
 
 
@@ -407,7 +403,7 @@ def test_an_answer_that_comes_twice_counts_once() -> None:
     assert step(job, first, 2.0) == (job, [])
     job, commands = step(job, Answer(1, 0, trained(orders(commands)[0])), 3.0)
     assert step(job, first, 4.0) == (job, [])
-    assert [c for c in commands if isinstance(c, Commit)][0].from_step == 1
+    assert next(c for c in commands if isinstance(c, Commit)).from_step == 1
 
 
 def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> None:
@@ -446,6 +442,68 @@ def test_a_new_job_that_a_restarted_master_finds_is_queued_from_its_first_step()
     assert RollBack(0) in commands
 
 
+def test_another_member_saves_where_the_first_dies_over_it() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(1), val=False), 2)
+    order = orders(commands)[0]
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+    assert {rank: type(message) for rank, message in orders(commands).items()} == {0: SaveRound}
+    job, commands = step(job, Lost(1, 0, "killed"), 2.0)
+    assert orders(commands)[1] == SaveRound(step=1, which="last")
+    job, _ = step(job, Answer(1, 1, Saved(step=1, blob="b", nbytes=1, digest="sha256:1")), 3.0)
+    assert isinstance(job.state, Succeeded)
+
+
+def test_a_checkpoint_that_a_torn_round_may_not_have_written_is_asked_for_again() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 3)
+    job, commands = round_of(job, commands)
+    assert orders(commands)[0].checkpoint
+    job, _ = step(job, Lost(1, 2, "killed"), 2.0)
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, PeerLost(step=1, losses=(), reason="closed")), 3.0)
+    assert (orders(commands)[0].from_step, orders(commands)[0].checkpoint) == (1, True)
+
+
+def test_checkpoints_go_on_when_their_writer_was_released_before_it_was_done() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 2)
+    job, commands = round_of(job, commands)
+    assert orders(commands)[0].checkpoint
+    job, _ = step(job, NodeDraining("n0"), 2.0)
+    job, commands = round_of(job, commands)
+    assert StopWorkers(1, (0,)) in commands
+    assert (list(orders(commands)), orders(commands)[1].checkpoint) == ([1], True)
+
+
+def test_one_that_joins_copies_a_members_state_whatever_was_published_since_it_was_set_up() -> None:
+    """A checkpoint at the very step at which it joins is none that it has loaded."""
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 2)
+    running_now = replace(job.state, target=3)  # type: ignore[type-var]
+    job, _ = step(replace(job, state=running_now), Recruited(1, plan_of([(0, 4)]).workers[0]), 1.0)
+    job, setup = step(job, Answer(1, 2, WorkerHello(pid=1, address="a")), 1.0)
+    assert orders(setup)[2].checkpoint is None
+    job, commands = round_of(job, commands)
+    ref = CheckpointRef(step=1, blob="b", nbytes=1)
+    job, _ = step(job, Answer(1, 0, CheckpointWritten(checkpoint=ref)), 2.0)
+    assert job.checkpoint is not None
+    job, _ = step(job, Answer(1, 2, ready()), 2.0)
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, PeerLost(step=1, losses=(), reason="closed")), 3.0)
+    job, commands = step(job, Late(1, timer_of(commands)), 6.0)
+    order = orders(commands)[2]
+    assert (order.from_step, order.group.members, order.behind, order.source) == (1, (0, 1, 2), (2,), 0)
+
+
+def round_of(job: Job, commands: list[Command]) -> tuple[Job, list[Command]]:
+    """All members train the round that these commands ordered."""
+    for rank, order in orders(commands).items():
+        job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+    return job, commands
+
+
+def timer_of(commands: list[Command]) -> str:
+    return next(c.event.waiting_for for c in commands if isinstance(c, SetTimer) and isinstance(c.event, Late))
+
+
 # ---- any events, in any order ----
 
 
@@ -458,6 +516,7 @@ class Watched:
         self.alive: set[tuple[int, int]] = set()
         self.committed: list[tuple[int, int]] = []
         self.timers: list[Event] = []
+        self.asked: list[tuple[int, Any]] = []
 
     def feed(self, event: Event) -> None:
         before = self.job
@@ -466,6 +525,8 @@ class Watched:
         assert step(before, event, self.now) == (after, commands), "not a function of its arguments"
         if isinstance(before.state, TERMINAL):
             assert (after, commands) == (before, []), "an end that is not one"
+        if getattr(event, "attempt", before.attempt) != before.attempt:
+            assert (after, commands) == (before, []), "a word of another attempt"
         assert before.attempt <= after.attempt <= before.attempt + 1
         if isinstance(event, Lost):
             self.alive.discard((event.attempt, event.rank))
@@ -489,9 +550,10 @@ class Watched:
                 fresh = {(attempt, placement.rank) for placement in placements}
                 assert not fresh & self.alive
                 self.alive |= fresh
-            case Send(attempt, rank):
+            case Send(attempt, rank, message):
                 assert attempt == after.attempt
                 assert isinstance(after.state, Starting | Running)
+                self.asked.append((rank, message))
             case SetTimer(_, event):
                 self.timers.append(event)
             case Commit(attempt, first, end):
@@ -515,6 +577,20 @@ class Watched:
             assert job.state.members
             assert len(set(job.state.members)) == len(job.state.members) <= job.state.plan.microbatches
             assert set(job.state.members) <= set(job.state.workers)
+            self._check_order(job.state)
+
+    def _check_order(self, state: Running) -> None:
+        """Whoever is waited for is there, and was asked."""
+        asked = {rank for rank, message in self.asked if message is state.order}
+        waited_for = asked & set(state.members) - set(state.answers)
+        assert waited_for or (self.graced(state) and not state.lost), "a wait for nobody"
+        if not isinstance(state.order, SaveRound):
+            assert set(state.members) <= asked
+
+    def graced(self, state: Running) -> bool:
+        """Whether all have answered, some of them that they lost each other, and a timer will go on from there."""
+        torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
+        return torn and Late(self.job.attempt, f"peer lost in {waiting_for(state)}") in self.timers
 
     def apt(self, rank: int) -> FromWorker:
         """What this worker would say next, if all went well."""

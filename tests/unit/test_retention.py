@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import submission
 
 from paceline.master.models import JobRow
 from paceline.master.retention import DAY_S, DELIVERED_DAYS, UNDELIVERED_DAYS, blobs_in_use, expired, expires_at
+
+from builders import submission
 
 INPUTS = {letter * 64 for letter in "abcd"}
 

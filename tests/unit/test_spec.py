@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import options, submission
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,6 +17,8 @@ from pydantic import ValidationError
 import paceline as pl
 from paceline.grid import Grid
 from paceline.spec import PROGRAM_FIELDS, Keep, PackageRef, Submission, TrainOptions, parse_bytes
+
+from builders import options, submission
 
 
 def spec(**changes: Any) -> pl.TrainSpec:

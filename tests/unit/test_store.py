@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from builders import plan_of, submission
 from sqlalchemy import create_engine
 
 import paceline as pl
@@ -34,6 +33,8 @@ from paceline.master.states import (
 )
 from paceline.master.store import Store
 from paceline.messages import CheckpointRef
+
+from builders import plan_of, submission
 
 DELIVERY = Delivery(
     blob="e" * 64, nbytes=10, digest="sha256:1", step=10, stop_reason="MaxSteps(10)", reproducible=True,

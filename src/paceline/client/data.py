@@ -59,7 +59,7 @@ def _column(column: Any, is_target: bool, field: str) -> Any:
         array = array.astype(np.float32)
     elif is_target and array.dtype.kind in "iu":
         array = array.astype(np.int64)
-    return np.ascontiguousarray(array)
+    return np.require(array, requirements=["C", "W"])  # a read-only one would make torch warn on every worker
 
 
 def _from_table(table: Any, target: str, field: str) -> Arrays:

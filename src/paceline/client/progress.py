@@ -17,7 +17,7 @@ NOT_VALUES = ("at", "step", "epoch", "samples", "seconds")
 
 def show(events: Iterable[Event], options: TrainOptions, console: Console | None = None) -> None:
     """Show a job's events until it ends."""
-    console = console or Console()
+    console = console or Console(force_jupyter=False)  # rich's own notebook output needs widgets
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

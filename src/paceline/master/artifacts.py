@@ -45,6 +45,9 @@ class Blobs:
             if path.exists():
                 return total, True
             have = part.stat().st_size if part.exists() else 0
+            if have > total:  # left by an upload that lied about its length
+                part.unlink()
+                have = 0
             if offset != have or have + len(chunk) > total:
                 return have, False
             try:

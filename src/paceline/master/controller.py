@@ -10,9 +10,10 @@ from typing import Any
 
 import structlog
 
-from paceline.errors import DiskFull, Unplaceable
+from paceline.errors import DiskFull, JobFailed, Unplaceable
 from paceline.master import machine, states
 from paceline.master.cluster import Cluster, WorkerKey
+from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
 from paceline.master.models import JobRow
 from paceline.master.states import (
@@ -148,9 +149,20 @@ class Controller:
         job = self._jobs.get(job_id)
         if job is None:
             return
-        after, commands = machine.step(job, event, time.monotonic())
+        after, commands = self._step(job, event)
         if after is not job or commands:
             await self._apply(after, commands)
+
+    def _step(self, job: Job, event: Event) -> states.Outcome:
+        """The machine's step. A bug in it costs this job, not all of them."""
+        try:
+            return machine.step(job, event, time.monotonic())
+        except Exception as error:
+            log.error("machine_failed", job=job.id, event=repr(event)[:500], exc_info=error)
+            failed = JobFailed(
+                f"the master met a bug in handling this job: {error!r}.", "Please report it with the log."
+            )
+            return end(job, states.Failed(failed.to_json()), time.monotonic())
 
     async def _apply(self, job: Job, commands: list[states.Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""

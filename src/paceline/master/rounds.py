@@ -34,6 +34,7 @@ from paceline.messages import (
     Evaluated,
     EvaluateRound,
     FromWorker,
+    GiveUp,
     PeerLost,
     Saved,
     SaveRound,
@@ -65,7 +66,11 @@ def answered(job: Job, state: Running, rank: int, message: FromWorker, now: floa
             return replace(job, state=replace(state, pending=None)), [Record("warning", error)]
         case Trained() | Evaluated() | Saved() | PeerLost() if _expected(state, rank, message):
             state = replace(state, answers={**state.answers, rank: message})
-            return settle(replace(job, state=state), state, now)
+            others = [r for r in state.members if r not in state.answers] if isinstance(message, PeerLost) else []
+            # who still waits in the torn exchange may never notice by itself
+            give_up: list[Command] = [Send(job.attempt, other, GiveUp(key=state.group.key)) for other in others]
+            job, commands = settle(replace(job, state=state), state, now)
+            return job, [*give_up, *commands]
     return job, []
 
 
@@ -113,9 +118,7 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
         return recover(job, state.lost[-1] if state.lost else "no worker is left", now)
     if isinstance(state.order, SaveRound) and state.members[0] != state.group.members[0]:
         return advance(job, state, now)  # the one that was asked is gone: ask the next
-    asked = state.group.members[:1] if isinstance(state.order, SaveRound) else state.members
-    if not set(asked) <= set(state.members):
-        return advance(job, state, now)  # the one that should save is gone: another can
+    asked = state.members[:1] if isinstance(state.order, SaveRound) else state.members
     if any(rank not in state.answers for rank in asked):
         return job, []
     torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())

@@ -27,12 +27,13 @@ class Slot:
 
 @dataclass(frozen=True)
 class Room:
-    """What one node offers this job: slots now, slots when idle, and why not more."""
+    """What one node offers this job: slots now, slots when idle, and why not more. excluded: whatever room it has."""
 
     node: Node
     now: tuple[Slot, ...]
     idle: int
     limit: str
+    excluded: bool = False
 
 
 def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> Plan:
@@ -43,7 +44,7 @@ def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> 
     memory = options.resources.memory or worker_memory(facts)
     device = _device(nodes, options)
     rooms = [_room(node, options, memory, device) for node in nodes]
-    rooms = _of_one_class(rooms) if options.reproducible else rooms
+    rooms = _of_one_class(rooms, options.resources.workers or 1) if options.reproducible else rooms
     wanted, why = _wanted(options, facts, rooms)
     slots = _take(rooms, wanted)
     if len(slots) < wanted:
@@ -61,7 +62,7 @@ def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> 
         microbatches=options.microbatches,
         most_workers=most_workers(options, facts),
         summary=why,
-        reasons=tuple(_reason(room, workers, memory, slots[0].node.hardware_class) for room in rooms),
+        reasons=tuple(_reason(room, workers, memory) for room in rooms),
     )
 
 
@@ -93,17 +94,21 @@ def worker_memory(facts: Facts) -> int:
 
 
 def _device(nodes: Sequence[Node], options: TrainOptions) -> str:
-    """The kind of device to train on: the asked one, or accelerators wherever the cluster has some."""
-    if options.resources.device != "auto":
-        return options.resources.device
-    kinds = {device.kind for node in nodes for device in node.devices}
+    """The kind of device to train on: the asked one, or accelerators wherever the nodes that may be used have some."""
+    asked = options.resources
+    if asked.device != "auto":
+        return asked.device
+    allowed = [node for node in nodes if asked.nodes is None or node.name in asked.nodes]
+    kinds = {device.kind for node in allowed for device in node.devices}
     return next((kind for kind in ("cuda", "mps") if kind in kinds), "cpu")
 
 
 def _room(node: Node, options: TrainOptions, memory: int, device: str) -> Room:
     allowed = options.resources.nodes
     if allowed is not None and node.name not in allowed:
-        return Room(node, (), 0, f"not among the nodes asked for ({', '.join(allowed)})")
+        return Room(node, (), 0, f"not among the nodes asked for ({', '.join(allowed)})", excluded=True)
+    if node.draining:
+        return Room(node, (), 0, "is being given back", excluded=True)
     reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
     kept_back = MASTER_BYTES if node.is_master else 0
     by_memory = max(0, node.free_memory - kept_back) // memory
@@ -124,21 +129,24 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def _of_one_class(rooms: list[Room]) -> list[Room]:
-    """Keep the hardware class with the most room; others would compute other bits."""
+def _of_one_class(rooms: list[Room], workers: int) -> list[Room]:
+    """Keep one hardware class; others would compute other bits.
+
+    One that holds so many workers now, or else once it is idle; of those, the one with the most room.
+    """
     classes: dict[str, tuple[int, int]] = {}
     for room in rooms:
         now, idle = classes.get(room.node.hardware_class, (0, 0))
         classes[room.node.hardware_class] = (now + len(room.now), idle + room.idle)
     if not classes:
         return rooms
-    best = max(sorted(classes), key=lambda name: classes[name])
-    return [
-        room
-        if room.node.hardware_class == best
-        else Room(room.node, (), 0, f"hardware class {room.node.hardware_class} computes other bits than {best}")
-        for room in rooms
-    ]
+    best = max(sorted(classes), key=lambda name: ([room >= workers for room in classes[name]], classes[name]))
+    return [room if room.excluded or room.node.hardware_class == best else _of_other_bits(room, best) for room in rooms]
+
+
+def _of_other_bits(room: Room, best: str) -> Room:
+    reason = f"hardware class {room.node.hardware_class} computes other bits than {best}"
+    return Room(room.node, (), 0, reason, excluded=True)
 
 
 def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple[int, str]:
@@ -148,7 +156,8 @@ def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple
         if asked > options.microbatches:
             raise Unplaceable(
                 f"{asked} workers were asked for, and a batch has {options.microbatches} microbatches.",
-                f"Ask for at most {options.microbatches} workers, or set microbatches={asked}.",
+                f"Ask for at most {options.microbatches} workers, or set microbatches={asked} "
+                f"and a batch_size that is a multiple of it.",
                 busy=False,
             )
         return asked, f"{asked} worker{'s' if asked > 1 else ''}, as asked for"
@@ -179,7 +188,14 @@ def _unplaceable(rooms: Sequence[Room], options: TrainOptions, memory: int, devi
         )
     now = sum(len(room.now) for room in rooms)
     idle = sum(room.idle for room in rooms)
-    best = max(rooms, key=lambda room: (room.idle, room.node.cores, room.node.memory))
+    best = max(rooms, key=lambda room: (not room.excluded, room.idle, room.node.cores, room.node.memory))
+    if best.excluded:
+        why = "; ".join(f"{room.node.name}: {room.limit}" for room in rooms)
+        return Unplaceable(
+            f"the job needs {needs}, and no node may take it: {why}.",
+            "Name nodes that are here in resources, or add one with `paceline join`.",
+            busy=False,
+        )
     fact = (
         f"the job needs {needs}; there is room for {now} now and {idle} on idle nodes. "
         f"The best node, {best.node.name}, has {best.limit}."
@@ -195,7 +211,7 @@ def _unplaceable(rooms: Sequence[Room], options: TrainOptions, memory: int, devi
     )
 
 
-def _reason(room: Room, workers: Sequence[Placement], memory: int, hardware_class: str) -> NodeReason:
+def _reason(room: Room, workers: Sequence[Placement], memory: int) -> NodeReason:
     mine = sum(worker.node_id == room.node.id for worker in workers)
     if mine:
         return NodeReason(
@@ -203,7 +219,7 @@ def _reason(room: Room, workers: Sequence[Placement], memory: int, hardware_clas
         )
     if room.now:
         reason = f"not needed: the {len(workers)} worker(s) fit on fewer nodes; {room.limit}"
-    elif room.node.hardware_class != hardware_class or room.limit.startswith("not among"):
+    elif room.excluded:
         reason = room.limit
     else:
         reason = f"no place for a worker of {_gib(memory)}: {room.limit}"

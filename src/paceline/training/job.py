@@ -51,7 +51,7 @@ from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
 from paceline.training.seeds import make_deterministic
-from paceline.transfer import BlobStore
+from paceline.transfer import BlobStore, disk_error
 
 PROGRESS_EVERY_S = 0.25
 
@@ -271,6 +271,8 @@ class TrainingJob:
                 nbytes = path.stat().st_size
             except PacelineError as error:
                 self._send(Warned(error=error.to_json()))
+            except OSError as error:
+                self._send(Warned(error=disk_error(error, path).to_json()))
             else:
                 self._send(CheckpointWritten(checkpoint=CheckpointRef(step=step, blob=blob, nbytes=nbytes)))
             finally:
