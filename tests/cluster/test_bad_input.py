@@ -182,7 +182,7 @@ def test_workers_that_build_different_data_are_told_apart_by_node(client: pl.Cli
 
     error = fails(client, spec(train_data=build, workers=2))
     assert isinstance(error, pl.DataMismatch)
-    assert f"{client.nodes()[0].name} (rank 1)" in error.fact
+    assert f"rank 1 on {client.nodes()[0].name} has" in error.fact
 
 
 def test_a_wrong_token_is_refused(client: pl.Client) -> None:

@@ -17,6 +17,7 @@ from paceline.training.monitor import Monitor
 from paceline.training.reduction import Block, blocks, root_sum
 
 EXCHANGE_BOUND_S = 600.0
+CONNECT_BOUND_S = 30.0
 POLL = timedelta(seconds=0.1)
 
 
@@ -58,11 +59,8 @@ class WorkerGroup:
         self._given_up = given_up
         if self.world == 1:
             return
-        timeout = timedelta(seconds=EXCHANGE_BOUND_S)
         with self._exchange():
-            if self.place:
-                store = dist.TCPStore(group.host, group.port, is_master=False, timeout=timedelta(seconds=30))
-            self._forming(lambda: _process_group(dist.PrefixStore(group.key, store), self, timeout))
+            self._forming(lambda: _process_group(group, self, store))
 
     def _forming(self, make: Callable[[], Any]) -> None:
         """Connect in a thread: connecting waits for all members, and one of them may die before it comes."""
@@ -154,10 +152,13 @@ class WorkerGroup:
         return sent.cpu().numpy().tobytes()
 
 
-def _process_group(store: dist.Store, group: WorkerGroup, timeout: timedelta) -> Any:
-    """NCCL between GPUs, gloo otherwise."""
-    if group.device.type == "cuda":
+def _process_group(group: Group, mine: WorkerGroup, store: dist.Store) -> Any:
+    """NCCL between GPUs, gloo otherwise. The first member serves the store; the others connect to it."""
+    if mine.place:
+        store = dist.TCPStore(group.host, group.port, is_master=False, timeout=timedelta(seconds=CONNECT_BOUND_S))
+    store, bound = dist.PrefixStore(group.key, store), timedelta(seconds=EXCHANGE_BOUND_S)
+    if mine.device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, group.place, group.world, options)
-    return dist.ProcessGroupGloo(store, group.place, group.world, timeout)
+        options._timeout = bound
+        return dist.ProcessGroupNCCL(store, mine.place, mine.world, options)
+    return dist.ProcessGroupGloo(store, mine.place, mine.world, bound)
