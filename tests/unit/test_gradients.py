@@ -80,7 +80,7 @@ def whole_sum(shares: list[tuple[int, int]], num_cells: int) -> list[Gradients]:
 
     def work(place: int) -> Gradients:
         owners = parameters()
-        workers = WorkerGroup(group, ranks[place], store, CPU, Monitor(), threading.Event())
+        workers = WorkerGroup(group, ranks[place], CPU, Monitor(), threading.Event())
         partials = accumulated(owners, shares[place], num_cells).partials()
         total = GradientSum(owners, workers).total(partials, shares, num_cells)
         return [None if gradient is None else gradient.clone() for gradient in total]

@@ -33,7 +33,7 @@ class Exchange:
 @pytest.fixture
 def group() -> WorkerGroup:
     alone = Group(key="0", members=(0,), shares=((0, 8),), host="127.0.0.1", port=0)
-    return WorkerGroup(alone, 0, torch.distributed.HashStore(), torch.device("cpu"), Monitor(), threading.Event())
+    return WorkerGroup(alone, 0, torch.device("cpu"), Monitor(), threading.Event())
 
 
 def test_an_exchange_that_completes_just_after_a_late_wait_is_not_a_lost_peer(group: WorkerGroup) -> None:

@@ -44,7 +44,6 @@ class WorkerGroup:
         self,
         group: Group,
         rank: int,
-        store: dist.Store,
         device: torch.device,
         monitor: Monitor,
         given_up: threading.Event,
@@ -60,7 +59,7 @@ class WorkerGroup:
         if self.world == 1:
             return
         with self._exchange():
-            self._forming(lambda: _process_group(group, self, store))
+            self._forming(lambda: _process_group(group, self))
 
     def _forming(self, make: Callable[[], Any]) -> None:
         """Connect in a thread: connecting waits for all members, and one of them may die before it comes."""
@@ -152,11 +151,14 @@ class WorkerGroup:
         return sent.cpu().numpy().tobytes()
 
 
-def _process_group(group: Group, mine: WorkerGroup, store: dist.Store) -> Any:
-    """NCCL between GPUs, gloo otherwise. The first member serves the store; the others connect to it."""
-    if mine.place:
-        store = dist.TCPStore(group.host, group.port, is_master=False, timeout=timedelta(seconds=CONNECT_BOUND_S))
-    store, bound = dist.PrefixStore(group.key, store), timedelta(seconds=EXCHANGE_BOUND_S)
+def _process_group(group: Group, mine: WorkerGroup) -> Any:
+    """NCCL between GPUs, gloo otherwise, over the first member's store.
+
+    Each forming has a connection of its own to it, the first member's too: one that was given up may still wait in
+    its connection, and would hold up the next.
+    """
+    own = dist.TCPStore(group.host, group.port, is_master=False, timeout=timedelta(seconds=CONNECT_BOUND_S))
+    store, bound = dist.PrefixStore(group.key, own), timedelta(seconds=EXCHANGE_BOUND_S)
     if mine.device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = bound

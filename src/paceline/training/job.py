@@ -184,7 +184,7 @@ class TrainingJob:
         if self._group is None or self._group[0].key != group.key:
             self._leave()
             given_up = self._given_up.setdefault(group.key, threading.Event())
-            workers = WorkerGroup(group, self._rank, self._store, self.program.device, self._monitor, given_up)
+            workers = WorkerGroup(group, self._rank, self.program.device, self._monitor, given_up)
             trainer = ExactTrainer(
                 self.program,
                 self.grid,
