@@ -18,10 +18,10 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch._dynamo
 import torch.utils.data  # noqa: F401
 
 import paceline.training.worker
+from paceline.training import dynamo
 from paceline.training.channel import WorkerEnv
 
 
@@ -128,6 +128,7 @@ def _kill_group(pid: int) -> None:
 def main() -> None:
     if threading.active_count() != 1:
         raise RuntimeError(f"a fork server must have one thread; imports started {threading.enumerate()}")
+    dynamo.defer()
     Path("/proc/self/comm").write_text("paceline-warm") if Path("/proc/self/comm").exists() else None
     with contextlib.suppress(BrokenPipeError):  # the agent is gone before anyone was started
         ForkServer().serve()

@@ -22,7 +22,7 @@ def make_deterministic(threads: int, reproducible: bool) -> None:
     torch.backends.cudnn.benchmark = False
     if reproducible:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without loading inductor
         # filling fresh memory only serves code that reads it uninitialised, and costs a pass over every tensor
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
