@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.errors import InvalidSpec
 from paceline.grid import split_evenly
 from paceline.messages import Group
-from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients, GradientSum, add_gradients
+from paceline.training.exchange import GradientExchange, buckets
+from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients, add_gradients
 from paceline.training.group import WorkerGroup
 from paceline.training.monitor import Monitor
 from paceline.training.worker import _interface
@@ -65,6 +68,10 @@ def by_hand(owners: Sequence[torch.nn.Parameter], first: int, size: int, num_cel
     return add_gradients(left, by_hand(owners, first + size // 2, size // 2, num_cells))
 
 
+def of_dtype(owners: Sequence[torch.nn.Parameter], dtype: torch.dtype) -> list[int]:
+    return [i for i, owner in enumerate(owners) if owner.dtype == dtype]
+
+
 def equal_bits(a: Gradients, b: Gradients) -> bool:
     pairs = list(zip(a, b, strict=True))
     return all((x is None) == (y is None) for x, y in pairs) and all(
@@ -72,8 +79,15 @@ def equal_bits(a: Gradients, b: Gradients) -> bool:
     )
 
 
-def whole_sum(shares: list[tuple[int, int]], num_cells: int) -> list[Gradients]:
-    """What every member gets, with real collectives between threads of this process."""
+def real_backward(owners: Sequence[torch.nn.Parameter], cell: int) -> None:
+    """The same gradients from autograd, whose hooks the exchange listens to; the last parameters' come first."""
+    pairs = zip(owners, cell_gradients(owners, cell), strict=True)
+    terms = [(owner * gradient).sum().double() for owner, gradient in pairs if gradient is not None]
+    sum(terms, torch.zeros((), dtype=torch.float64)).backward()
+
+
+def whole_sum(shares: list[tuple[int, int]], num_cells: int, steps: int = 1) -> list[Gradients]:
+    """What every member gets in the last of `steps`, with real collectives between threads of this process."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = tuple(3 * place + 1 for place in range(len(shares)))  # a rank is a name, not a place
     group = Group(key="test", host="127.0.0.1", port=store.port, members=ranks, shares=tuple(shares))
@@ -81,8 +95,17 @@ def whole_sum(shares: list[tuple[int, int]], num_cells: int) -> list[Gradients]:
     def work(place: int) -> Gradients:
         owners = parameters()
         workers = WorkerGroup(group, ranks[place], CPU, Monitor(), threading.Event())
-        partials = accumulated(owners, shares[place], num_cells).partials()
-        total = GradientSum(owners, workers).total(partials, shares, num_cells)
+        exchange = GradientExchange(owners, workers)
+        for _ in range(steps):
+            exchange.begin(shares, num_cells)
+            for cell in range(*shares[place]):
+                if cell == shares[place][1] - 1:
+                    exchange.last_cell(cell)
+                real_backward(owners, cell)
+                exchange.cell_done(cell)
+            exchange.send_rest()
+            total = exchange.total()
+        exchange.close()
         return [None if gradient is None else gradient.clone() for gradient in total]
 
     with ThreadPoolExecutor(len(shares)) as pool:
@@ -123,9 +146,10 @@ def test_the_order_of_the_sum_matters_so_that_equal_bits_mean_something() -> Non
 @pytest.mark.parametrize("shares", [split_evenly(9, 2), split_evenly(9, 3), [(0, 1), (1, 8), (8, 9)], [(0, 9), (9, 9)]])
 def test_every_worker_gets_the_bits_that_a_lone_one_computes(shares: list[tuple[int, int]]) -> None:
     (alone,) = whole_sum([(0, 9)], 9)
-    together = whole_sum(shares, 9)
     assert len(alone) == 7
-    assert all(equal_bits(total, alone) for total in together)
+    for steps in (1, 3):  # from the second step on, gradients leave while backward still runs
+        together = whole_sum(shares, 9, steps)
+        assert all(equal_bits(total, alone) for total in together)
 
 
 def test_a_parameter_that_no_cell_gave_a_gradient_has_none_in_the_sum() -> None:
@@ -137,10 +161,10 @@ def test_a_parameter_that_no_cell_gave_a_gradient_has_none_in_the_sum() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_flat_layout_gives_back_what_was_packed(world: int, dtype: torch.dtype) -> None:
     owners = parameters()
-    layout = FlatLayout(owners, dtype, world)
+    layout = FlatLayout(owners, of_dtype(owners, dtype), world)
     gradients = cell_gradients(owners, 0)
     rows = torch.zeros(3, layout.length, dtype=dtype)
-    layout.pack(gradients, rows[1])
+    layout.pack([gradients[i] for i in layout.indices], rows[1])
     found: Gradients = [None] * len(owners)
     layout.unpack(rows[1], owners, found)
     mine = [g if p.dtype == dtype else None for g, p in zip(gradients, owners, strict=True)]
@@ -150,9 +174,9 @@ def test_a_flat_layout_gives_back_what_was_packed(world: int, dtype: torch.dtype
 
 def test_gradients_come_back_in_their_parameters_own_memory_layout() -> None:
     owners = parameters()
-    layout = FlatLayout(owners, torch.float32, 2)
+    layout = FlatLayout(owners, of_dtype(owners, torch.float32), 2)
     out, found = torch.zeros(layout.length), [None] * len(owners)  # type: tuple[torch.Tensor, Gradients]
-    layout.pack(cell_gradients(owners, 1), out)
+    layout.pack([cell_gradients(owners, 1)[i] for i in layout.indices], out)
     layout.unpack(out, owners, found)
     assert found[3] is not None
     assert found[3].is_contiguous(memory_format=torch.channels_last)
@@ -162,7 +186,7 @@ def test_gradients_come_back_in_their_parameters_own_memory_layout() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_parameters_lie_apart_aligned_and_every_rank_gets_an_equal_aligned_slice(world: int) -> None:
     owners = parameters()
-    layout = FlatLayout(owners, torch.float32, world)
+    layout = FlatLayout(owners, of_dtype(owners, torch.float32), world)
     sizes = [owners[i].numel() for i in layout.indices]
     ends = [at + size for at, size in zip(layout.offsets, sizes, strict=True)]
     assert all(end <= at for end, at in zip(ends, [*layout.offsets[1:], layout.flags], strict=True))
@@ -174,7 +198,7 @@ def test_parameters_lie_apart_aligned_and_every_rank_gets_an_equal_aligned_slice
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_flags_survive_a_sum_over_many_workers(dtype: torch.dtype) -> None:
     owner = [torch.nn.Parameter(torch.zeros(3, dtype=dtype))]
-    layout = FlatLayout(owner, dtype, 1)
+    layout = FlatLayout(owner, [0], 1)
     total = torch.zeros(layout.length, dtype=dtype)
     for _ in range(300):  # more than bfloat16 can count
         row = torch.zeros_like(total)
@@ -183,3 +207,65 @@ def test_half_precision_flags_survive_a_sum_over_many_workers(dtype: torch.dtype
     found: Gradients = [None]
     layout.unpack(total, owner, found)
     assert found[0] is not None
+
+
+def test_buckets_hold_every_parameter_once_last_ones_first_and_close_when_full() -> None:
+    owners = [torch.nn.Parameter(torch.zeros(200_000)) for _ in range(4)]
+    owners[1] = torch.nn.Parameter(torch.zeros(10, dtype=torch.float64))
+    assert list(buckets(owners)) == [[3, 2], [1], [0]]
+    assert list(buckets([torch.nn.Parameter(torch.zeros(1)) for _ in range(3)])) == [[2, 1, 0]]
+
+
+def in_two_workers(backwards: Sequence[Callable[[torch.nn.Parameter], torch.Tensor]]) -> list[float]:
+    """Two workers of one cell each; one step for each backward. The last step's gradients, or what it raises."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shares = [(0, 1), (1, 2)]
+    group = Group(key="test", host="127.0.0.1", port=store.port, members=(0, 1), shares=tuple(shares))
+
+    def work(place: int) -> float:
+        owner = torch.nn.Parameter(torch.ones(3))
+        exchange = GradientExchange([owner], WorkerGroup(group, place, CPU, Monitor(), threading.Event()))
+        for backward in backwards:
+            exchange.begin(shares, 2)
+            exchange.last_cell(place)
+            backward(owner).backward()
+            exchange.cell_done(place)
+            exchange.send_rest()
+            (gradient,) = exchange.total()
+        assert gradient is not None
+        return float(gradient.sum())
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, range(2), timeout=60))
+
+
+def whole(owner: torch.nn.Parameter) -> torch.Tensor:
+    return owner.sum()
+
+
+class InPieces(torch.autograd.Function):
+    """What reentrant checkpointing does: a backward within backward."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: torch.Tensor, through: torch.Tensor) -> torch.Tensor:
+        ctx.owner = owner
+        return through.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        with torch.enable_grad():
+            ctx.owner.sum().backward()
+        return None, gradient
+
+
+def pieces(owner: torch.nn.Parameter) -> torch.Tensor:
+    return InPieces.apply(owner, InPieces.apply(owner, owner.sum()))
+
+
+def test_gradients_that_come_in_pieces_wait_for_the_end_of_backward() -> None:
+    assert in_two_workers([pieces, pieces]) == [18.0, 18.0]
+
+
+def test_a_gradient_that_comes_in_pieces_only_later_is_refused_rather_than_summed_wrongly() -> None:
+    with pytest.raises(InvalidSpec, match="came in pieces"):
+        in_two_workers([whole, pieces])

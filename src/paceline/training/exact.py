@@ -11,7 +11,7 @@ from paceline.grid import Grid, scaled_share
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.data import to_device
 from paceline.training.diagnose import NonFiniteStep
-from paceline.training.gradients import CellAccumulator, GradientSum
+from paceline.training.exchange import GradientExchange
 from paceline.training.group import WorkerGroup
 from paceline.training.monitor import Monitor
 from paceline.training.program import Program
@@ -38,7 +38,11 @@ class ExactTrainer:
         self._clip = clip
         self._total_samples = total_samples
         self._monitor = monitor
-        self._sum = GradientSum(program.parameters, group)
+        self._exchange = GradientExchange(program.parameters, group)
+
+    def close(self) -> None:
+        """Take no further part in the model."""
+        self._exchange.close()
 
     def step(self, step: int, batches: Iterator[Any]) -> float:
         """Do one step on the next batches of this worker's share; return the batch's mean loss.
@@ -49,7 +53,7 @@ class ExactTrainer:
         num_cells = grid.num_cells(step)
         shares = [scaled_share(share, num_cells, grid.num_cells(0)) for share in self._group.shares]
         first, end = shares[self._group.place]
-        accumulator = CellAccumulator(program.parameters, (first, end), num_cells)
+        self._exchange.begin(shares, num_cells)
         rows = torch.empty(end - first, 1 + self._pool.width, dtype=torch.float64)
         kept: list[Any] = []
         self._pool.begin_step()
@@ -58,15 +62,18 @@ class ExactTrainer:
                 with self._monitor.doing("data"):
                     batch = to_device(next(batches), program.device)
                 kept.append(batch)
+                if cell == end - 1:
+                    self._exchange.last_cell(cell)
                 with self._monitor.doing("compute"):
                     rows[cell - first, 0] = self._cell(step, cell, batch)
                 rows[cell - first, 1:] = self._pool.take_row()
-                accumulator.cell_done(cell)
+                self._exchange.cell_done(cell)
                 self._monitor.cells += 1
         finally:
             self._pool.end_step(None)
+        self._exchange.send_rest()
         rows = self._group.gather_rows(rows, [end - first for first, end in shares])
-        gradients = self._sum.total(accumulator.partials(), shares, num_cells)
+        gradients = self._exchange.total()
         loss = float(sum(rows[:, 0].tolist()))
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
         if not (torch.isfinite(norm) and -float("inf") < loss < float("inf")):

@@ -1,4 +1,4 @@
-"""Gradients of one step: accumulated over this worker's cells, then summed over all workers, in the grid's order."""
+"""Gradients of one step: accumulated over this worker's cells in the grid's order, and laid out flat to be sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from paceline.training.group import WorkerGroup
 from paceline.training.reduction import Block, TreeSum
 
 Gradients = list[torch.Tensor | None]
@@ -47,56 +46,34 @@ class CellAccumulator:
 
 
 class FlatLayout:
-    """Where each parameter lies in one flat vector of its dtype, aligned; behind them, one presence flag each."""
+    """Where each of some parameters of one dtype lies in a flat vector, aligned; behind them, a presence flag each.
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], dtype: torch.dtype, world: int) -> None:
-        self.dtype = dtype
-        self.indices = [i for i, p in enumerate(parameters) if p.dtype == dtype]
-        step = ALIGNMENT // torch.empty(0, dtype=dtype).element_size()
+    indices: of those parameters among all. `world` divides the length.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], indices: Sequence[int], world: int) -> None:
+        self.dtype = parameters[indices[0]].dtype
+        self.indices = indices
+        step = ALIGNMENT // torch.empty(0, dtype=self.dtype).element_size()
         self.offsets: list[int] = []
         at = 0
-        for i in self.indices:
+        for i in indices:
             self.offsets.append(at)
             at += -(-parameters[i].numel() // step) * step
         self.flags = at
-        self.length = -(-(at + len(self.indices)) // (world * step)) * world * step
+        self.length = -(-(at + len(indices)) // (world * step)) * world * step
 
     def pack(self, gradients: Gradients, out: torch.Tensor) -> None:
-        """Copy the gradients into `out`, zeros where there is none."""
-        for slot, (i, at) in enumerate(zip(self.indices, self.offsets, strict=True)):
-            gradient = gradients[i]
+        """Copy the gradients, in the order of `indices`, into `out`, zeros where there is none."""
+        for slot, (gradient, at) in enumerate(zip(gradients, self.offsets, strict=True)):
             if gradient is not None:
                 torch.as_strided(out, gradient.shape, gradient.stride(), out.storage_offset() + at).copy_(gradient)
                 out[self.flags + slot] = 1
 
     def unpack(self, total: torch.Tensor, parameters: Sequence[torch.nn.Parameter], into: Gradients) -> None:
-        """Views of `total` in each parameter's own layout; None where no cell had a gradient."""
+        """Views of `total` in each parameter's own layout, by its index; None where no cell had a gradient."""
         present = total[self.flags : self.flags + len(self.indices)].tolist()
         for slot, (i, at) in enumerate(zip(self.indices, self.offsets, strict=True)):
             if present[slot]:
                 parameter = parameters[i]
                 into[i] = torch.as_strided(total, parameter.shape, parameter.stride(), total.storage_offset() + at)
-
-
-class GradientSum:
-    """Sums partial gradients over the group; a lone worker's sum is already whole."""
-
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], group: WorkerGroup) -> None:
-        self._parameters = parameters
-        self._group = group
-        dtypes = sorted({p.dtype for p in parameters}, key=str)
-        self._layouts = [FlatLayout(parameters, dtype, group.world) for dtype in dtypes]
-
-    def total(self, partials: dict[Block, Gradients], shares: Sequence[tuple[int, int]], num_cells: int) -> Gradients:
-        """The gradients of the whole batch, the same bits on every worker."""
-        if self._group.world == 1:
-            (whole,) = partials.values()
-            return whole
-        result: Gradients = [None] * len(self._parameters)
-        for layout in self._layouts:
-            flat = torch.zeros(len(partials), layout.length, dtype=layout.dtype, device=self._group.device)
-            for row, gradients in zip(flat, partials.values(), strict=True):
-                layout.pack(gradients, row)
-            total = self._group.reduce(flat, shares, num_cells)
-            layout.unpack(total.to(self._parameters[layout.indices[0]].device), self._parameters, result)
-        return result

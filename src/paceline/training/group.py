@@ -79,15 +79,19 @@ class WorkerGroup:
                 raise LostPeer("the group was given up while it formed")
         if isinstance(made[0], RuntimeError):
             raise made[0]
-        self._peers = made[0]
+        self.peers = made[0]
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         with self._monitor.doing("exchange"), _peers_may_fail():
             yield
 
+    def wait(self, work: Any) -> None:
+        """Wait for a collective, but no longer than the master believes in its members. Raises LostPeer."""
+        with self._exchange():
+            self._wait(work)
+
     def _wait(self, work: Any) -> None:
-        """Wait for a collective, but no longer than the master believes in its members."""
         deadline = time.monotonic() + EXCHANGE_BOUND_S
         while True:
             try:
@@ -111,32 +115,15 @@ class WorkerGroup:
         padded[: len(rows)] = rows
         everyone = padded.new_empty(self.world * most, rows.shape[1])
         with self._exchange():
-            self._wait(self._peers._allgather_base(everyone, padded))
+            self._wait(self.peers._allgather_base(everyone, padded))
         return torch.cat([everyone[at * most : at * most + count] for at, count in enumerate(counts)]).cpu()
 
-    def reduce(self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int) -> torch.Tensor:
-        """Sum all workers' partial sums along the grid's tree; every worker gets the same bits, shape (length,).
+    def start_sum(self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int) -> PendingSum:
+        """Begin to sum all workers' partial sums along the grid's tree; all workers begin their sums in one order.
 
         partials: one row for each tree node of this worker's share, shape (nodes, length); `world` divides the length.
-        Each worker joins one slice of the vectors and shares it: two exchanges, with the traffic of a ring all-reduce
-        where every share is one tree node.
         """
-        slice_len = partials.shape[1] // self.world
-        nodes_of: list[list[Block]] = [list(blocks(first, end, num_cells)) for first, end in shares]
-        outgoing = partials.view(-1, self.world, slice_len).transpose(0, 1).contiguous().view(-1)
-        received = [len(nodes) * slice_len for nodes in nodes_of]
-        incoming = partials.new_empty(sum(received))
-        with self._exchange():
-            self._wait(
-                self._peers.alltoall_base(incoming, outgoing, received, [len(partials) * slice_len] * self.world)
-            )
-        slices = iter(incoming.view(-1, slice_len))
-        by_node = {node: next(slices) for nodes in nodes_of for node in nodes}
-        mine = root_sum(by_node, num_cells, lambda into, other: into.add_(other))
-        total = partials.new_empty(partials.shape[1])
-        with self._exchange():
-            self._wait(self._peers._allgather_base(total, mine.contiguous()))
-        return total
+        return PendingSum(self, partials, shares, num_cells)
 
     def broadcast(self, data: bytes | None, source: int) -> bytes:
         """The source rank's bytes, on every member; `data` is read there only."""
@@ -145,10 +132,47 @@ class WorkerGroup:
         options.rootRank = root
         length = torch.tensor([len(data or b"")], dtype=torch.int64, device=self.device)
         with self._exchange():
-            self._wait(self._peers.broadcast([length], options))
+            self._wait(self.peers.broadcast([length], options))
             sent = torch.frombuffer(bytearray(data or bytes(int(length))), dtype=torch.uint8).to(self.device)
-            self._wait(self._peers.broadcast([sent], options))
+            self._wait(self.peers.broadcast([sent], options))
         return sent.cpu().numpy().tobytes()
+
+
+class PendingSum:
+    """A sum over the group that is under way.
+
+    Each worker joins one slice of the vectors and shares it: two exchanges, with the traffic of a ring all-reduce where
+    every share is one tree node.
+    """
+
+    def __init__(
+        self, workers: WorkerGroup, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int
+    ) -> None:
+        self._workers, self._num_cells = workers, num_cells
+        world, slice_len = workers.world, partials.shape[1] // workers.world
+        self._nodes: list[list[Block]] = [list(blocks(first, end, num_cells)) for first, end in shares]
+        outgoing = partials.view(-1, world, slice_len).transpose(0, 1).contiguous().view(-1)
+        received = [len(nodes) * slice_len for nodes in self._nodes]
+        self._incoming = partials.new_empty(sum(received))
+        self._total = partials.new_empty(partials.shape[1])
+        with _peers_may_fail():
+            self._work = workers.peers.alltoall_base(
+                self._incoming, outgoing, received, [len(partials) * slice_len] * world
+            )
+
+    def join(self) -> None:
+        """Wait for everyone's part of this worker's slice, add them up, and begin to share the sum."""
+        self._workers.wait(self._work)
+        slices = iter(self._incoming.view(-1, len(self._total) // self._workers.world))
+        by_node = {node: next(slices) for nodes in self._nodes for node in nodes}
+        mine = root_sum(by_node, self._num_cells, lambda into, other: into.add_(other))
+        with _peers_may_fail():
+            self._work = self._workers.peers._allgather_base(self._total, mine.contiguous())
+
+    def total(self) -> torch.Tensor:
+        """The same bits on every worker, shape (length,); call once `join` has returned."""
+        self._workers.wait(self._work)
+        return self._total
 
 
 def _process_group(group: Group, mine: WorkerGroup) -> Any:

@@ -200,7 +200,9 @@ class TrainingJob:
     def _leave(self) -> None:
         """Forget the group. What was read ahead belongs to its share, or to a step that was torn."""
         if self._group is not None:
-            self._left.append(self._group[0])
+            workers, trainer = self._group
+            trainer.close()
+            self._left.append(workers)
         self._group, self._batches = None, None
 
     def give_up(self, key: str) -> None:
