@@ -252,9 +252,10 @@ class SimulatedCluster:
 
     def _schedule(self) -> None:
         free = self.places - len(self._workers)
-        if isinstance(self.job.state, Queued | Waiting) and free >= self.planned:
-            shares = split_evenly(self.job.submission.options.microbatches, self.planned)
-            self._feed(Planned(plan_of(shares, most_workers=self.planned)))
+        cells = self.job.submission.options.microbatches
+        wanted = self.planned if self.job.wish is None else min(self.job.wish, cells, max(1, free))
+        if isinstance(self.job.state, Queued | Waiting) and free >= wanted:
+            self._feed(Planned(plan_of(split_evenly(cells, wanted), most_workers=wanted)))
         elif isinstance(self.job.state, Running) and self.job.wanted and free > 0:
             node = f"node{next(self._nodes)}"
             place = Placement(rank=0, node_id=node, node_name=node, device="cpu", share=(0, 0))

@@ -25,6 +25,7 @@ from paceline.master.states import (
     Checkpoint,
     Command,
     Commit,
+    Enqueue,
     Event,
     Failed,
     Job,
@@ -491,6 +492,151 @@ def test_one_that_joins_copies_a_members_state_whatever_was_published_since_it_w
     job, commands = step(job, Late(1, timer_of(commands)), 6.0)
     order = orders(commands)[2]
     assert (order.from_step, order.group.members, order.behind, order.source) == (1, (0, 1, 2), (2,), 0)
+
+
+# ---- workers that come and go ----
+
+
+def recruited(job: Job, now: float = 1.0, node: str = "x") -> tuple[Job, int]:
+    """The job with one more worker that builds, and its rank."""
+    place = Placement(rank=0, node_id=node, node_name=node, device="cpu", share=(0, 0))
+    job, commands = step(job, Recruited(1, place), now)
+    return job, next(c.placements[0].rank for c in commands if isinstance(c, StartWorkers))
+
+
+def wanting(workers: int, members: int = 2) -> Job:
+    """A running job that wants this many workers."""
+    job, _ = begun(submission(batch_size=4, stop=pl.MaxSteps(30)), members)
+    job, _ = step(job, ScaleRequested(workers), 1.0)
+    return job
+
+
+def stopped(commands: list[Command]) -> set[int]:
+    return {rank for c in commands if isinstance(c, StopWorkers) for rank in c.ranks or ()}
+
+
+def test_one_that_hangs_while_it_builds_is_stopped_and_named_and_another_is_sought() -> None:
+    job, rank = recruited(wanting(3))
+    assert job.wanted == 0
+    job, commands = step(job, Late(1, f"setup of rank {rank}"), 901.0)
+    lost = next(c.data["reason"] for c in commands if isinstance(c, Record) and c.kind == "worker_lost")
+    assert lost == "rank 2 on x is lost before it joined: it did not become ready within 900 s"
+    assert stopped(commands) == {rank}
+    assert Enqueue() in commands
+    assert job.wanted == 1
+    assert step(job, Lost(1, rank, "signal 9"), 902.0) == (job, [])
+
+
+def test_the_bound_of_one_that_became_ready_in_time_changes_nothing() -> None:
+    job, rank = recruited(wanting(3))
+    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, rank, ready()), 3.0)
+    assert step(job, Late(1, f"setup of rank {rank}"), 901.0) == (job, [])
+
+
+@pytest.mark.parametrize("how", ["late", "dead"])
+def test_after_three_that_never_joined_the_next_is_sought_only_after_a_pause(how: str) -> None:
+    job, commands = wanting(3), []
+    for _ in range(3):
+        assert job.wanted == 1
+        job, rank = recruited(job)
+        event = Late(1, f"setup of rank {rank}") if how == "late" else Lost(1, rank, "signal 9")
+        job, commands = step(job, event, 2.0)
+    assert job.wanted == 0
+    (pause,) = [c for c in commands if isinstance(c, SetTimer)]
+    assert pause.seconds == 600.0
+    job, commands = step(job, pause.event, 602.0)
+    assert (job.wanted, commands) == (1, [Enqueue()])
+
+
+def test_a_user_who_scales_or_one_that_joins_ends_the_count_of_failed_joins() -> None:
+    job = wanting(3)
+    for _ in range(3):
+        job, rank = recruited(job)
+        job, _ = step(job, Lost(1, rank, "signal 9"), 2.0)
+    assert job.wanted == 0
+    job, _ = step(job, ScaleRequested(4), 3.0)
+    assert job.wanted == 2
+    job, rank = recruited(job)
+    job, _ = step(job, Answer(1, rank, ready()), 4.0)
+    for _ in range(2):
+        job, rank = recruited(job)
+        job, _ = step(job, Lost(1, rank, "signal 9"), 5.0)
+    assert job.wanted == 1
+
+
+def test_scaling_down_drops_first_those_that_build_then_those_that_are_ready_then_members() -> None:
+    job, ready_one = recruited(wanting(4))
+    job, building = recruited(job)
+    job, _ = step(job, Answer(1, ready_one, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, ready_one, ready()), 2.0)
+    for workers, stops, leaving in ((4, set(), set()), (3, {building}, set()), (2, {building, ready_one}, set()), (1, {building, ready_one}, {1})):  # fmt: skip
+        after, commands = step(job, ScaleRequested(workers), 3.0)
+        assert isinstance(after.state, Running)
+        assert stopped(commands) == stops
+        assert after.state.leaving == leaving
+        assert (after.state.target, after.wanted) == (workers, 0)
+        released = {c.data["rank"] for c in commands if isinstance(c, Record) and c.kind == "worker_released"}
+        assert released == stops
+        assert step(after, Answer(1, building, ready()), 4.0)[0].state.workers.keys() == (  # type: ignore[union-attr]
+            {0, 1, ready_one, building} - stops
+        )
+
+
+def test_a_drained_node_loses_those_that_are_still_building_at_once() -> None:
+    job, rank = recruited(wanting(3), node="leaves")
+    job, commands = step(job, NodeDraining("leaves"), 2.0)
+    assert stopped(commands) == {rank}
+    assert job.wanted == 1
+    assert step(job, NodeDraining("leaves"), 3.0) == (job, [])
+
+
+def test_a_node_drained_during_the_start_is_left_as_soon_as_others_train() -> None:
+    job = started(submission(batch_size=4, stop=pl.MaxSteps(30)), 2)
+    job, _ = step(job, NodeDraining("n1"), 0.5)
+    commands: list[Command] = []
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, ready()), 1.0)
+    assert stopped(commands) == {1}
+    assert orders(commands)[0].group.members == (0,)
+
+
+@pytest.mark.parametrize("when", [Queued(), Waiting("for nodes"), Recovering("of a loss")])
+def test_a_wish_for_workers_is_kept_while_the_job_does_not_run(when: Any) -> None:
+    job, commands = step(replace(Job("job", submission()), state=when), ScaleRequested(3), 1.0)
+    assert (job.wish, job.state) == (3, when)
+    assert commands == [Record("scaled", {"workers": 3}), Enqueue()]
+
+
+@pytest.mark.parametrize(("wish", "members", "wanted"), [(1, 1, 0), (2, 2, 0), (3, 2, 1), (9, 2, 2)])
+def test_a_wish_during_the_start_decides_who_trains_the_first_step(wish: int, members: int, wanted: int) -> None:
+    job = started(submission(batch_size=4, stop=pl.MaxSteps(30)), 2)
+    job, _ = step(job, ScaleRequested(wish), 0.5)
+    commands: list[Command] = []
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, ready()), 1.0)
+    assert len(orders(commands)) == members
+    assert (Enqueue() in commands, job.wanted) == (wanted > 0, wanted)
+
+
+def test_a_wish_outlives_the_attempt_and_the_master() -> None:
+    job = wanting(3)
+    for rank in (0, 1):
+        job, _ = step(job, Lost(1, rank, "killed"), 2.0)
+    job, _ = step(job, AttemptEnded(1), 3.0)
+    assert (job.state_name, job.wish) == ("WAITING", 3)
+    again, _ = resumed("job", job.submission, 1, 0.0, None, job.wish)
+    assert again.wish == 3
+
+
+def test_a_job_scaled_during_its_start_trains_with_that_many_and_again_in_the_next_attempt() -> None:
+    sent = simulated(stop=pl.MaxSteps(40), microbatches=4, checkpoint_every=2)
+    cluster = SimulatedCluster(sent, FLAT, places=3, asked_at=[(0.0, 3)], killed_at=[20.0] * 3, seconds_per_step=1.0)
+    cluster.run()
+    check(cluster, sent, FLAT)
+    assert cluster.job.attempt == 2
+    assert cluster.started[:3] == [(1, 0), (1, 1), (1, 2)]
+    assert [rank for attempt, rank in cluster.started if attempt == 2][:3] == [0, 1, 2]
 
 
 def round_of(job: Job, commands: list[Command]) -> tuple[Job, list[Command]]:
