@@ -153,6 +153,7 @@ class SimulatedCluster:
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
     or None to drain some worker's node). deadly_step: whoever trains it dies, each time.
+    cut_off: no worker ever reaches another.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class SimulatedCluster:
         cut_at: Sequence[float] = (),
         asked_at: Sequence[tuple[float, int | None]] = (),
         deadly_step: int | None = None,
+        cut_off: bool = False,
         seconds_per_step: float | None = None,
     ) -> None:
         self.job = Job(id="job", submission=submission)
@@ -184,7 +186,7 @@ class SimulatedCluster:
         self._number = count()
         self._orders = count()
         self._nodes = count()
-        self._deadly_step = deadly_step
+        self._deadly_step, self._cut_off = deadly_step, cut_off
         self._seconds_per_step = seconds_per_step or 10.0 ** self._random.uniform(-2.5, 0)
         self._after(0.0, self._schedule)
         for time in killed_at:
@@ -348,7 +350,8 @@ class SimulatedCluster:
         assert order.group.key not in worker.left, "a worker that has left a group can't form it again"
         worker.busy, worker.torn = order, None
         group = [w for w in self._of(worker.attempt, order.group.members) if w.alive]
-        if len(group) < len(order.group.members):
+        alone = self._cut_off and len(order.group.members) > 1
+        if alone or len(group) < len(order.group.members):
             return self._break(worker)
         if all(w.busy is not None and w.busy.group.key == order.group.key for w in group):
             self._bring_to_one_state(group, order)

@@ -494,6 +494,60 @@ def test_one_that_joins_copies_a_members_state_whatever_was_published_since_it_w
     assert (order.from_step, order.group.members, order.behind, order.source) == (1, (0, 1, 2), (2,), 0)
 
 
+def torn(job: Job, steps: int = 0, dies: bool = False) -> tuple[Job, list[Command]]:
+    """All members lose each other after so many steps of their round; where one dies, another joins in its place."""
+    state = job.state
+    assert isinstance(state, Running)
+    assert isinstance(state.order, TrainRound)
+    at, commands = state.order.from_step, []
+    if dies:
+        job, _ = step(job, Lost(1, state.members[-1], "signal 9"), 2.0)
+        job, rank = recruited(job)
+        job, _ = step(job, Answer(1, rank, ready()), 2.0)
+    for rank in state.members:
+        lost = PeerLost(step=at + steps, losses=(1.0,) * steps, reason="connection reset")
+        job, commands = step(job, Answer(1, rank, lost), 2.0)
+    if not dies:
+        job, commands = step(job, Late(1, timer_of(commands)), 5.0)
+    return job, commands
+
+
+def test_rounds_that_are_torn_again_and_again_without_a_death_end_the_attempt() -> None:
+    job = wanting(2)
+    for _ in range(4):
+        job, commands = torn(job)
+        assert isinstance(orders(commands)[0], TrainRound)
+    job, commands = torn(job)
+    assert job.state == Recovering("the workers lost each other 5 times in a row; the last: connection reset")
+    assert StopWorkers(1) in commands
+
+
+def test_torn_rounds_with_a_step_or_a_death_between_them_do_not_add_up() -> None:
+    job = wanting(2)
+    for round_number in range(20):
+        job, commands = torn(job, steps=1) if round_number % 5 == 4 else torn(job)
+        assert isinstance(orders(commands)[0], TrainRound)
+    for _ in range(4):
+        job, _ = torn(job)
+    for _ in range(6):
+        job, _ = torn(job, dies=True)
+    assert isinstance(job.state, Running)
+
+
+@settings(max_examples=60)
+@given(jobs(), st.integers(0, 2**16), st.integers(2, 4))
+def test_workers_that_can_never_reach_each_other_end_the_job_with_that_reason(
+    sent: Submission, seed: int, workers: int
+) -> None:
+    cluster = SimulatedCluster(sent, FLAT, seed, places=workers, workers=2, cut_off=True)
+    cluster.run()
+    assert isinstance(cluster.job.state, Failed)
+    fact = cluster.job.state.error["fact"]
+    assert "3 attempts in a row got no further than step 0" in fact
+    assert "the workers lost each other 5 times in a row" in fact
+    assert cluster.commits == []
+
+
 # ---- workers that come and go ----
 
 

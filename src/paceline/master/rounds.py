@@ -50,6 +50,7 @@ ROUND_TARGET_S = 0.5
 CHECKPOINT_EVERY_S = 30.0
 SAVE_BOUND_S = 600.0
 PEER_LOST_BOUND_S = 3.0
+MAX_TORN_ROUNDS = 5
 
 
 def answered(job: Job, state: Running, rank: int, message: FromWorker, now: float) -> Outcome:
@@ -147,12 +148,19 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
             workers[rank] = members.note_speed(workers[rank], answer)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
     state = replace(state, workers=workers, rounds=state.rounds + 1)
-    if any(isinstance(answer, PeerLost) for answer in done.values()):
+    torn = [answer.reason for answer in done.values() if isinstance(answer, PeerLost)]
+    if torn:
         state = members.broken(state)
+    if furthest.losses or not torn:
+        state = replace(state, torn=0)
+    elif not state.lost:  # a death explains itself, and is bounded by the attempts
+        state = replace(state, torn=state.torn + 1)
     if order.checkpoint and not furthest.losses:
         state = replace(state, pending=None)  # it may not have got so far as to write it
     if isinstance(furthest, Trained) and furthest.losses:
         state = replace(state, step_s=furthest.seconds / len(furthest.losses))
+    if state.torn >= MAX_TORN_ROUNDS:
+        return recover(job, f"the workers lost each other {state.torn} times in a row; the last: {torn[-1]}", now)
     if not furthest.losses:
         return advance(replace(job, state=state), state, now)
     to_step = order.from_step + len(furthest.losses)
