@@ -64,7 +64,7 @@ class Controller:
     async def _resume(self, row: JobRow) -> None:
         checkpoint = states.Checkpoint.model_validate(row.checkpoint) if row.checkpoint else None
         submission = Submission.model_validate(row.submission)
-        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoint)
+        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoint, row.wish)
         self._adopt(job, row)
         await self._apply(job, commands)
 
@@ -234,7 +234,7 @@ class Controller:
         for job_id in self.queue():
             job = self._jobs[job_id]
             try:
-                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts)
+                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts, job.wish)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
                 return False

@@ -13,7 +13,10 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One submitted job. submission, plan, progress, checkpoint, delivery: the models' JSON."""
+    """One submitted job. submission, plan, training, checkpoint, delivery: the models' JSON.
+
+    wish: how many workers the user asked for since it was submitted.
+    """
 
     __tablename__ = "jobs"
 
@@ -33,6 +36,7 @@ class JobRow(Base):
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
     delivered_at: Mapped[float | None]
+    wish: Mapped[int | None]
 
 
 class EventRow(Base):

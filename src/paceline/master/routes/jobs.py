@@ -165,10 +165,16 @@ async def cancel(master: The, job_id: str) -> JobView:
 
 @router.post("/{job_id}/scale")
 async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) -> JobView:
-    """Train with so many workers from the next round on; the model stays the same."""
+    """Train with so many workers from the next round on, or from its start where the job waits. The model stays."""
     row = await run_in_threadpool(master.store.job, job_id)
-    if row.state != "RUNNING":
-        raise Conflict(f"job {job_id} is {row.state}; only a running job can be scaled.", "Wait until it runs.")
+    if row.state in ENDED:
+        raise Conflict(f"job {job_id} is {row.state}; it trains no more.", "Submit it again.")
+    cells = row.submission["options"]["microbatches"]
+    if workers > cells:
+        raise InvalidSpec(
+            f"{workers} workers were asked for, and job {job_id} cuts a batch into {cells} microbatches.",
+            f"Ask for at most {cells} workers.",
+        )
     master.controller.post(row.id, ScaleRequested(workers))
     return view(master, row)
 
