@@ -23,6 +23,7 @@ from paceline.master.states import (
     AttemptEnded,
     Command,
     Commit,
+    Discard,
     Enqueue,
     Event,
     Job,
@@ -57,6 +58,7 @@ from paceline.messages import (
     ToWorker,
     Trained,
     TrainRound,
+    Unloadable,
     WorkerHello,
 )
 from paceline.plan import Placement
@@ -153,7 +155,7 @@ class SimulatedCluster:
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
     or None to drain some worker's node). deadly_step: whoever trains it dies, each time.
-    cut_off: no worker ever reaches another.
+    cut_off: no worker ever reaches another. rotten: numbers of the checkpoints written whose bytes do not last.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class SimulatedCluster:
         asked_at: Sequence[tuple[float, int | None]] = (),
         deadly_step: int | None = None,
         cut_off: bool = False,
+        rotten: Sequence[int] = (),
         seconds_per_step: float | None = None,
     ) -> None:
         self.job = Job(id="job", submission=submission)
@@ -179,6 +182,7 @@ class SimulatedCluster:
         self.records: list[Record] = []
         self.commits: list[Commit] = []
         self.roll_backs: list[int] = []
+        self.discarded: set[str] = set()
         self.started: list[tuple[int, int]] = []
         self._random = random.Random(seed)
         self._workers: list[SimulatedWorker] = []
@@ -186,7 +190,8 @@ class SimulatedCluster:
         self._number = count()
         self._orders = count()
         self._nodes = count()
-        self._deadly_step, self._cut_off = deadly_step, cut_off
+        self._deadly_step, self._cut_off, self._rotten = deadly_step, cut_off, set(rotten)
+        self._written = count()
         self._seconds_per_step = seconds_per_step or 10.0 ** self._random.uniform(-2.5, 0)
         self._after(0.0, self._schedule)
         for time in killed_at:
@@ -246,6 +251,8 @@ class SimulatedCluster:
             case RollBack(step):
                 self.roll_backs.append(step)
                 self.commits = [commit for commit in self.commits if commit.from_step < step]
+            case Discard(blobs):
+                self.discarded.update(blobs)
             case Record():
                 self.records.append(command)
 
@@ -320,9 +327,11 @@ class SimulatedCluster:
 
     def _set_up(self, worker: SimulatedWorker, setup: Setup) -> None:
         if setup.checkpoint is not None:
-            worker.step, worker.best = (
-                None if part == "None" else int(part) for part in setup.checkpoint.blob.split("/")
-            )  # type: ignore[assignment]
+            assert setup.checkpoint.blob not in self.discarded, "a checkpoint that was thrown away"
+            step, best, number = setup.checkpoint.blob.split("/")
+            if int(number) in self._rotten:
+                return self._answer(worker, Unloadable(step=setup.checkpoint.step, reason="other bytes"))
+            worker.step, worker.best = int(step), None if best == "None" else int(best)
             assert worker.step == setup.checkpoint.step
         ready = Ready(
             fingerprint="f", train_samples=TRAIN_SAMPLES, val_samples=VAL_SAMPLES, parameters=1,
@@ -373,7 +382,7 @@ class SimulatedCluster:
             worker.best = order.from_step
         if order.checkpoint:
             writer = by_rank[order.group.members[0]]
-            ref = CheckpointRef(step=writer.step, blob=f"{writer.step}/{writer.best}", nbytes=1)
+            ref = CheckpointRef(step=writer.step, blob=f"{writer.step}/{writer.best}/{next(self._written)}", nbytes=1)
             self._answer(writer, CheckpointWritten(checkpoint=ref), self._random.uniform(0.01, 3.0))
 
     def _complete(self, group: list[SimulatedWorker], order: TrainRound) -> None:

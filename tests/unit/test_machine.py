@@ -25,6 +25,7 @@ from paceline.master.states import (
     Checkpoint,
     Command,
     Commit,
+    Discard,
     Enqueue,
     Event,
     Failed,
@@ -63,6 +64,7 @@ from paceline.messages import (
     SaveRound,
     Trained,
     TrainRound,
+    Unloadable,
     Warned,
     WorkerFailed,
     WorkerHello,
@@ -125,6 +127,7 @@ def weather(seed: int) -> dict[str, Any]:
         "hangs": some(1, lambda: chance.randint(0, 60)),
         "killed_at": some(3, lambda: chance.uniform(0, 60)),
         "cut_at": some(2, lambda: chance.uniform(0, 30)),
+        "rotten": some(2, lambda: chance.randint(0, 5)),
         "asked_at": some(4, lambda: (chance.uniform(0, 30), chance.choice([None, None, 1, 2, 3, 4]))),
     }
 
@@ -427,7 +430,7 @@ def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt
     sent = submission(batch_size=4)
     training = Training(train_samples=18, step=4)
     checkpoint = Checkpoint(ref=CheckpointRef(step=4, blob="4/None", nbytes=1), training=training)
-    job, commands = resumed("job", sent, attempt=3, elapsed_s=7.0, checkpoint=checkpoint)
+    job, commands = resumed("job", sent, attempt=3, elapsed_s=7.0, checkpoints=(checkpoint,))
     assert (job.state_name, job.training, job.elapsed_s) == ("WAITING", training, 7.0)
     assert RollBack(4) in commands
     assert step(job, Answer(3, 0, ready()), 1.0) == (job, [])
@@ -438,7 +441,7 @@ def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt
 
 
 def test_a_new_job_that_a_restarted_master_finds_is_queued_from_its_first_step() -> None:
-    job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoint=None)
+    job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoints=())
     assert (job.state, job.training) == (Queued(), Training())
     assert RollBack(0) in commands
 
@@ -546,6 +549,77 @@ def test_workers_that_can_never_reach_each_other_end_the_job_with_that_reason(
     assert "3 attempts in a row got no further than step 0" in fact
     assert "the workers lost each other 5 times in a row" in fact
     assert cluster.commits == []
+
+
+# ---- checkpoints ----
+
+
+def kept(*steps: int) -> tuple[Checkpoint, ...]:
+    """Checkpoints of these steps, newest first."""
+    return tuple(
+        Checkpoint(ref=CheckpointRef(step=at, blob=f"at {at}", nbytes=1), training=Training(step=at)) for at in steps
+    )
+
+
+def loading(checkpoints: tuple[Checkpoint, ...], fruitless: int = 0) -> Job:
+    """A job whose two workers are told to start from the newest of these checkpoints."""
+    sent = submission(batch_size=4, stop=pl.MaxSteps(30))
+    job, _ = resumed("job", sent, attempt=3, elapsed_s=0.0, checkpoints=checkpoints)
+    job, _ = step(replace(job, fruitless=fruitless), Planned(plan_of([(0, 2), (2, 4)])), 1.0)
+    for rank in (0, 1):
+        job, _ = step(job, Answer(4, rank, WorkerHello(pid=1, address="a")), 1.0)
+    return job
+
+
+@pytest.mark.parametrize(("checkpoints", "again"), [(kept(8, 4), 4), (kept(8), 0)])
+def test_a_checkpoint_that_can_not_be_loaded_is_recorded_and_the_one_before_it_taken(
+    checkpoints: tuple[Checkpoint, ...], again: int
+) -> None:
+    job, commands = step(loading(checkpoints), Answer(4, 1, Unloadable(step=8, reason="other bytes")), 2.0)
+    assert Record("checkpoint_lost", {"step": 8, "reason": "other bytes", "resumes_from": again}) in commands
+    assert Discard(("at 8",), damaged=True) in commands  # or the same bytes, written again, would count as here
+    assert StopWorkers(4) in commands
+    assert step(job, Answer(4, 0, Unloadable(step=8, reason="other bytes")), 2.5) == (job, [])
+    job, commands = step(job, AttemptEnded(4), 3.0)
+    assert RollBack(again) in commands
+    assert (job.training.step, job.checkpoints) == (again, checkpoints[1:])
+    job, _ = step(job, Planned(plan_of([(0, 4)])), 4.0)
+    _, commands = step(job, Answer(5, 0, WorkerHello(pid=1, address="a")), 4.0)
+    assert orders(commands)[0].checkpoint == (checkpoints[1].ref if again else None)
+
+
+def test_a_lost_checkpoint_is_no_fruitless_attempt_of_the_workers() -> None:
+    job, _ = step(loading(kept(8, 4), fruitless=2), Answer(4, 1, Unloadable(step=8, reason="other bytes")), 2.0)
+    assert (job.state_name, job.fruitless) == ("RECOVERING", 2)
+
+
+def test_the_newest_two_checkpoints_are_kept_and_older_ones_thrown_away() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1, eval_every=30))
+    thrown: list[Command] = []
+    for at in range(1, 5):
+        job, commands = round_of(job, commands)
+        assert orders(commands)[0].checkpoint
+        ref = CheckpointRef(step=at, blob=f"at {at}", nbytes=1)
+        job, after = step(job, Answer(1, 0, CheckpointWritten(checkpoint=ref)), 2.0)
+        thrown += [command for command in after if isinstance(command, Discard)]
+    assert [checkpoint.ref.step for checkpoint in job.checkpoints] == [4, 3]
+    assert [checkpoint.training.step for checkpoint in job.checkpoints] == [4, 3]
+    assert thrown == [Discard(("at 1",)), Discard(("at 2",))]
+
+
+@settings(max_examples=100)
+@given(jobs(), curves, st.integers(0, 2**32), st.sets(st.integers(0, 6)))
+def test_whichever_checkpoints_rot_a_job_comes_to_the_same_end_from_the_ones_before(
+    sent: Submission, shown: Curves, seed: int, rotten: set[int]
+) -> None:
+    chance = random.Random(seed)
+    deaths = [chance.uniform(0, 60) for _ in range(3)]
+    cluster = SimulatedCluster(sent, shown, seed, places=2, workers=1, killed_at=deaths, rotten=tuple(rotten))
+    cluster.run()
+    if isinstance(cluster.job.state, Failed):
+        assert "3 attempts in a row" in cluster.job.state.error["fact"]
+    else:
+        check(cluster, sent, shown)
 
 
 # ---- workers that come and go ----
@@ -679,7 +753,7 @@ def test_a_wish_outlives_the_attempt_and_the_master() -> None:
         job, _ = step(job, Lost(1, rank, "killed"), 2.0)
     job, _ = step(job, AttemptEnded(1), 3.0)
     assert (job.state_name, job.wish) == ("WAITING", 3)
-    again, _ = resumed("job", job.submission, 1, 0.0, None, job.wish)
+    again, _ = resumed("job", job.submission, 1, 0.0, (), job.wish)
     assert again.wish == 3
 
 
@@ -818,6 +892,7 @@ class Watched:
         messages: list[FromWorker] = [
             PeerLost(step=at + len(losses), losses=losses, reason="closed"),
             CheckpointWritten(checkpoint=CheckpointRef(step=at, blob="b", nbytes=1)),
+            Unloadable(step=at, reason="other bytes"),
             Warned(error={"code": "disk_full", "fact": "f"}),
             Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
             Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),

@@ -94,6 +94,34 @@ def test_a_worker_writes_to_a_copy_and_the_file_keeps_its_bytes(tmp_path: Path) 
     assert opened(package, tmp_path).abs().sum() == 0
 
 
+class Kept:
+    """The master's blobs, of which some may be gone."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self.blobs = blobs
+
+    def download(self, name: str, path: Path) -> None:
+        if name not in self.blobs:
+            raise paceline.NotFound(f"there is no blob {name}.")
+        path.write_bytes(self.blobs[name])
+
+
+def test_a_checked_blob_has_its_names_bytes_or_is_fetched_anew_or_refused(tmp_path: Path) -> None:
+    data = b"a checkpoint"
+    name = hashlib.sha256(data).hexdigest()
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    cache = NodeCache(own, [shared], Kept({name: data}))  # type: ignore[arg-type]
+    assert cache.checked(name).read_bytes() == data
+    (own / name).write_bytes(b"rotten")
+    assert cache.checked(name).read_bytes() == data
+    (shared / name).write_bytes(b"rotten")
+    with pytest.raises(paceline.Corrupt, match=name[:12]):
+        cache.checked(name)
+    with pytest.raises(paceline.NotFound):
+        NodeCache(tmp_path / "other", [], Kept({})).checked(name)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("make", [torch.zeros, np.zeros], ids=["torch", "numpy"])
 def test_large_arrays_travel_beside_the_pickle_and_small_ones_inside(make: Any) -> None:
     large = pack({"x": make(OUT_OF_BAND_FROM_BYTES // 4 * 2)}, "value")

@@ -9,6 +9,7 @@ from paceline.errors import JobFailed
 from paceline.master.states import (
     Cancelled,
     Command,
+    Discard,
     Enqueue,
     Failed,
     Job,
@@ -56,6 +57,18 @@ def recover(job: Job, reason: str, now: float) -> Outcome:
         return end(job, Failed(error.to_json()), now)
     job = replace(_stop_clock(job, now), state=Recovering(reason))
     return job, [Record("attempt_lost", {"reason": reason}), state_record(job), StopWorkers(job.attempt)]
+
+
+def fall_back(job: Job, reason: str, now: float) -> Outcome:
+    """The newest checkpoint can't be loaded: go back to the one before it, or to the first step."""
+    lost, *older = job.checkpoints
+    again = older[0].ref.step if older else 0
+    # no fruitless attempt of the workers: what bounds it is the number of checkpoints
+    job = replace(job, checkpoints=tuple(older), fruitless=job.fruitless - 1)
+    job, commands = recover(job, f"the checkpoint of step {lost.ref.step} can't be loaded: {reason}", now)
+    record = Record("checkpoint_lost", {"step": lost.ref.step, "reason": reason, "resumes_from": again})
+    # its name must be free: training writes the very same bytes again
+    return job, [record, Discard((lost.ref.blob,), damaged=True), *commands]
 
 
 def rejoin_queue(job: Job, reason: str) -> Outcome:

@@ -147,11 +147,11 @@ def resumed(
     submission: Submission,
     attempt: int,
     elapsed_s: float,
-    checkpoint: Checkpoint | None,
+    checkpoints: tuple[Checkpoint, ...],
     wish: int | None = None,
 ) -> tuple[Job, list[Command]]:
     """A job that a restarted master finds unfinished: back in the queue, at its last checkpoint."""
-    training = checkpoint.training if checkpoint else Training()
+    training = checkpoints[0].training if checkpoints else Training()
     job = Job(
         id=id,
         submission=submission,
@@ -159,7 +159,7 @@ def resumed(
         attempt=attempt,
         elapsed_s=elapsed_s,
         training=training,
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         wish=wish,
     )
     return job, [RollBack(training.step), state_record(job), Enqueue()]

@@ -15,6 +15,7 @@ from paceline.master.states import (
     Command,
     Commit,
     Delivery,
+    Discard,
     Enqueue,
     Failed,
     Job,
@@ -48,6 +49,7 @@ from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, i
 
 ROUND_TARGET_S = 0.5
 CHECKPOINT_EVERY_S = 30.0
+KEPT_CHECKPOINTS = 2
 SAVE_BOUND_S = 600.0
 PEER_LOST_BOUND_S = 3.0
 MAX_TORN_ROUNDS = 5
@@ -105,9 +107,11 @@ def _failed(job: Job, state: Running, rank: int, error: dict[str, Any], now: flo
 def _checkpointed(job: Job, state: Running, ref: CheckpointRef) -> Outcome:
     if state.pending is None or state.pending.step != ref.step:
         return job, []
-    checkpoint = Checkpoint(ref=ref, training=state.pending)
-    job = replace(job, checkpoint=checkpoint, state=replace(state, pending=None))
-    return job, [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes})]
+    checkpoints = (Checkpoint(ref=ref, training=state.pending), *job.checkpoints)
+    dropped = tuple(checkpoint.ref.blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:])
+    job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=replace(state, pending=None))
+    discard: list[Command] = [Discard(dropped)] if dropped else []
+    return job, [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
 
 
 # ---- the end of a round ----

@@ -8,7 +8,7 @@ from dataclasses import replace
 from paceline.errors import DataMismatch
 from paceline.grid import Grid
 from paceline.master import members
-from paceline.master.ends import end, state_record
+from paceline.master.ends import end, fall_back, state_record
 from paceline.master.rounds import advance
 from paceline.master.states import (
     Checkpoint,
@@ -25,7 +25,7 @@ from paceline.master.states import (
     Tick,
     Worker,
 )
-from paceline.messages import FromWorker, Group, Ready, Setup, WorkerFailed, WorkerHello
+from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
 from paceline.plan import Placement, Plan
 
 SETUP_BOUND_S = 900.0
@@ -65,6 +65,8 @@ def build(job: Job, state: Starting, rank: int, message: FromWorker, now: float)
             )
             job = replace(job, state=state)
             return (job, []) if building else _begin(job, state, message, now)
+        case Unloadable(step=at, reason=reason) if job.checkpoint is not None and job.checkpoint.ref.step == at:
+            return fall_back(job, reason, now)
         case WorkerFailed(error=error):
             return end(job, Failed(error), now)
     return job, []

@@ -181,8 +181,8 @@ TERMINAL = (Succeeded, Failed, Cancelled)
 class Job:
     """attempt: of the present or last gang start, 0 before the first. furthest: the last step ever committed.
 
-    fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. wish: how many
-    workers the user asked for since the job was submitted.
+    fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
+    the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
     """
 
     id: str
@@ -193,8 +193,13 @@ class Job:
     furthest: int = 0
     elapsed_s: float = 0.0
     training: Training = field(default_factory=Training)
-    checkpoint: Checkpoint | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest."""
+        return self.checkpoints[0] if self.checkpoints else None
 
     @property
     def state_name(self) -> str:
@@ -345,6 +350,14 @@ class RollBack:
 
 
 @dataclass(frozen=True)
+class Discard:
+    """This job no longer needs these checkpoints' blobs. damaged: nobody does."""
+
+    blobs: tuple[str, ...]
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
 class Record:
     """A row of the job's history, for whoever watches."""
 
@@ -352,5 +365,5 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Record
+Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Record
 Outcome = tuple[Job, list[Command]]

@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
 from paceline.master.models import CommitRow, EventRow, JobRow, TokenRow
-from paceline.master.states import TERMINAL, Checkpoint, Commit, Failed, Job, Record, RollBack, Succeeded
+from paceline.master.states import TERMINAL, Commit, Failed, Job, Record, RollBack, Succeeded
 from paceline.plan import Plan
 from paceline.spec import Submission
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 class Store:
@@ -49,6 +49,7 @@ class Store:
             attempt=0,
             elapsed_s=0.0,
             training={},
+            checkpoints=[],
             created_at=now,
         )
         try:
@@ -125,7 +126,7 @@ class Store:
         row = self.job(job_id)
         with self._sessions.begin() as session:
             kept = {**(row.delivery or {}), "blob": ""}
-            session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoint=None))
+            session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoints=[]))
 
     # ---- tokens ----
 
@@ -146,7 +147,7 @@ def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
         "elapsed_s": job.elapsed_s,
         "wish": job.wish,
         "training": job.training.model_dump(mode="json"),
-        "checkpoint": job.checkpoint.model_dump(mode="json") if isinstance(job.checkpoint, Checkpoint) else None,
+        "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
     }
     if plan is not None:
         columns["plan"] = plan.model_dump(mode="json")
