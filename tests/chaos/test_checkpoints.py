@@ -122,3 +122,5 @@ def test_dropped_checkpoints_leave_the_disk(master: pl.Client, folder: Path) -> 
     first = [file for _, file in checkpoints(folder, job)]
     wait_until(lambda: not any(file.exists() for file in first))
     job.cancel()
+    job.wait(60)
+    wait_until(lambda: not any(file.exists() for _, file in checkpoints(folder, job)))

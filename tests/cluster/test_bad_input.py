@@ -206,6 +206,16 @@ def test_a_malformed_body_is_an_invalid_spec_that_names_the_field(client: pl.Cli
         assert field in response.json()["fact"]
 
 
+@pytest.mark.parametrize("number", [-1, 10**30, "x"])
+def test_a_place_that_can_not_be_is_refused_and_not_looked_for(client: pl.Client, number: Any) -> None:
+    job = client.submit(spec(stop=pl.MaxSteps(1)))
+    for query in (f"logs?offset={number}", f"events?after={number}", f"scale?workers={number}"):
+        method = "POST" if query.startswith("scale") else "GET"
+        response = client.http.request(method, f"/api/v1/jobs/{job.id}/{query}")
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_spec")
+    job.result(timeout=60)
+
+
 def test_a_wrong_token_is_refused(client: pl.Client) -> None:
     with pytest.raises(pl.Unauthorized) as caught:
         pl.Client(client.url, "wrong")

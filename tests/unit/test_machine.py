@@ -607,6 +607,21 @@ def test_the_newest_two_checkpoints_are_kept_and_older_ones_thrown_away() -> Non
     assert thrown == [Discard(("at 1",)), Discard(("at 2",))]
 
 
+@pytest.mark.parametrize("how", ["cancelled", "failed", "succeeded"])
+def test_a_job_that_has_ended_needs_no_checkpoints(how: str) -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(1), val=False))
+    job = replace(job, checkpoints=kept(8, 4))
+    if how == "cancelled":
+        job, commands = step(job, CancelRequested(), 1.0)
+    elif how == "failed":
+        job, commands = step(job, Answer(1, 0, WorkerFailed(error={"code": "user_code", "fact": "f"})), 1.0)
+    else:
+        job, commands = round_of(job, commands)
+        job, commands = step(job, Answer(1, 0, Saved(step=1, blob="b", nbytes=1, digest="sha256:1")), 3.0)
+    assert job.state_name == how.upper()
+    assert Discard(("at 8", "at 4")) in commands
+
+
 @settings(max_examples=100)
 @given(jobs(), curves, st.integers(0, 2**32), st.sets(st.integers(0, 6)))
 def test_whichever_checkpoints_rot_a_job_comes_to_the_same_end_from_the_ones_before(
@@ -721,8 +736,9 @@ def test_a_drained_node_loses_those_that_are_still_building_at_once() -> None:
 
 def test_a_node_drained_during_the_start_is_left_as_soon_as_others_train() -> None:
     job = started(submission(batch_size=4, stop=pl.MaxSteps(30)), 2)
-    job, _ = step(job, NodeDraining("n1"), 0.5)
-    commands: list[Command] = []
+    job, commands = step(job, NodeDraining("n1"), 0.5)
+    assert commands == [Record("draining", {"node": "n1", "ranks": [1]})]
+    assert step(job, NodeDraining("n1"), 0.6) == step(job, NodeDraining("other"), 0.6) == (job, [])
     for rank in (0, 1):
         job, commands = step(job, Answer(1, rank, ready()), 1.0)
     assert stopped(commands) == {1}

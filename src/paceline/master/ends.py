@@ -44,7 +44,12 @@ def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
     """The job is over without a model; no worker of it stays."""
     stops: list[Command] = [StopWorkers(job.attempt)] if job.attempt else []
     job = replace(_stop_clock(job, now), state=state)
-    return job, [state_record(job), *stops]
+    return job, [state_record(job), *stops, *discard_checkpoints(job)]
+
+
+def discard_checkpoints(job: Job) -> list[Command]:
+    """The job has ended: it starts from none of them again."""
+    return [Discard(tuple(checkpoint.ref.blob for checkpoint in job.checkpoints))] if job.checkpoints else []
 
 
 def recover(job: Job, reason: str, now: float) -> Outcome:

@@ -87,7 +87,7 @@ def step(job: Job, event: Event, now: float) -> Outcome:
         case ScaleRequested(workers), _:  # the next plan, or the start that is under way, follows it
             return replace(job, wish=workers), [Record("scaled", {"workers": workers}), Enqueue()]
         case NodeDraining(node_id), Starting() as begun:
-            return replace(job, state=replace(begun, draining=begun.draining | {node_id})), []
+            return starting.drain(job, begun, node_id)
         case NodeDraining(node_id), Running() as running:
             return joining.drain(job, running, node_id)
     return job, []

@@ -9,7 +9,7 @@ from typing import Any
 from paceline.errors import NonFinite
 from paceline.grid import Grid
 from paceline.master import members
-from paceline.master.ends import end, recover, state_record
+from paceline.master.ends import discard_checkpoints, end, recover, state_record
 from paceline.master.states import (
     Checkpoint,
     Command,
@@ -360,4 +360,4 @@ def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
         hardware_class=state.plan.hardware_class,
     )
     job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
-    return job, [state_record(job), StopWorkers(job.attempt)]
+    return job, [state_record(job), StopWorkers(job.attempt), *discard_checkpoints(job)]

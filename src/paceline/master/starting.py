@@ -97,6 +97,15 @@ def setup_of(job: Job, placement: Placement, load: Checkpoint | None) -> Setup:
     )
 
 
+def drain(job: Job, state: Starting, node_id: str) -> Outcome:
+    """The node's workers are released once training has begun and others can go on."""
+    there = [placement.rank for placement in state.plan.workers if placement.node_id == node_id]
+    if not there or node_id in state.draining:
+        return job, []
+    job = replace(job, state=replace(state, draining=state.draining | {node_id}))
+    return job, [Record("draining", {"node": node_id, "ranks": there})]
+
+
 def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
     """Everyone is ready: compare what they built, and train."""
     options = job.submission.options

@@ -30,6 +30,8 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 KEEP_ALIVE_S = 15.0
 LOG_PAGE_BYTES = 256 * 1024
 
+Place = Annotated[int, Query(ge=0, lt=2**53)]
+
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[allow("client")])
 
 
@@ -180,7 +182,7 @@ async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) 
 
 
 @router.get("/{job_id}/events")
-async def events(master: The, job_id: str, after: int = 0, follow: bool = True) -> StreamingResponse:
+async def events(master: The, job_id: str, after: Place = 0, follow: bool = True) -> StreamingResponse:
     """Server-sent events from `after` on, live until the job has ended; without `follow`, those so far."""
     await run_in_threadpool(master.store.job, job_id)
     return StreamingResponse(_stream(master, job_id, after, follow), media_type="text/event-stream")
@@ -273,7 +275,7 @@ async def workers(master: The, job_id: str) -> list[WorkerView]:
 
 
 @router.get("/{job_id}/logs")
-def logs(master: The, job_id: str, offset: int = 0) -> LogPage:
+def logs(master: The, job_id: str, offset: Place = 0) -> LogPage:
     """What the job's workers printed, from a byte offset on."""
     master.store.job(job_id)
     path = master.logs / f"{job_id}.log"
