@@ -50,6 +50,7 @@ class Controller:
         self._jobs: dict[str, Job] = {}  # the unfinished ones
         self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
         self._wake_scheduler = asyncio.Event()
+        self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
         self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
 
     async def run(self) -> None:
@@ -150,12 +151,13 @@ class Controller:
     # ---- inside ----
 
     async def _handle(self, job_id: str, event: Event) -> None:
-        job = self._jobs.get(job_id)
-        if job is None:
-            return
-        after, commands = self._step(job, event)
-        if after is not job or commands:
-            await self._apply(after, commands)
+        async with self._handling:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return
+            after, commands = self._step(job, event)
+            if after is not job or commands:
+                await self._apply(after, commands)
 
     def _step(self, job: Job, event: Event) -> states.Outcome:
         """The machine's step. A bug in it costs this job, not all of them."""
