@@ -117,6 +117,14 @@ class Ready(Message):
     store_port: int
 
 
+class Unloadable(Message):
+    """Instead of Ready: the bytes of the setup's checkpoint are damaged, or gone."""
+
+    kind: Literal["unloadable"] = "unloadable"
+    step: int
+    reason: str
+
+
 class Trained(Message):
     """The round is done. losses: of every step, the same on all workers. busy_s: its `cells` took, without waits."""
 
@@ -210,6 +218,7 @@ FromWorker = Annotated[
     WorkerHello
     | Beat
     | Ready
+    | Unloadable
     | Trained
     | Evaluated
     | Saved

@@ -9,32 +9,30 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
-from paceline.stop import Metric, Patience, StopCondition, better, leaves, must_end, step_bound
+from paceline.stop import Count, Metric, Patience, StopCondition, better, for_callers, leaves, must_end, step_bound
 
 DEFAULT_MICROBATCHES = 8
 BUILT_IN_VALUES = ("loss",)
+Amount = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 def parse_bytes(value: int | str) -> int:
     """`2147483648`, `"2GiB"` and `"2 GB"` in bytes. Raises ValueError on anything else."""
     if isinstance(value, int):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,16}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{value!r} is not an amount of memory; write bytes, or e.g. '2GiB'")
     power = " KMGT".index(match[2].upper() or " ")
@@ -50,12 +48,13 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workers: PositiveInt | None = None
+    workers: Count | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    memory: PositiveInt | None = None
+    memory: Count | None = None
     nodes: tuple[str, ...] | None = None
 
-    def __init__(self, **fields: Any) -> None:
+    @for_callers
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
@@ -94,21 +93,21 @@ class TrainOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    batch_size: PositiveInt = 32
-    microbatches: PositiveInt = DEFAULT_MICROBATCHES
-    threads: PositiveInt = 1
+    batch_size: Count = 32
+    microbatches: Count = DEFAULT_MICROBATCHES
+    threads: Count = 1
     drop_last: bool = False
-    clip_grad_norm: PositiveFloat | None = None
+    clip_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     stop: StopCondition
     keep: str = "last"
-    eval_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt | None = None
+    eval_every: Count | None = None
+    checkpoint_every: Count | None = None
     resources: Resources = Resources()
     sync: Literal["auto", "exact", "sharded", "local"] = "auto"
     reproducible: bool = True
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     precision: Literal["fp32", "bf16-mixed"] = "fp32"
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     deadline: str | float | None = None
     name: str | None = Field(default=None, max_length=200)
 
@@ -167,7 +166,8 @@ class TrainSpec(TrainOptions):
     augment: Callable[[Any], Any] | None = None
     collate: Callable[[list[Any]], Any] | None = None
 
-    def __init__(self, **fields: Any) -> None:
+    @for_callers
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
@@ -263,7 +263,7 @@ class PackageRef(BaseModel):
 
     pickle: str
     buffers: tuple[str, ...] = ()
-    nbytes: NonNegativeInt = 0
+    nbytes: Amount = 0
 
     @property
     def blobs(self) -> tuple[str, ...]:
@@ -285,10 +285,10 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    parameters: NonNegativeInt | None = None
-    parameter_bytes: NonNegativeInt | None = None
-    train_samples: NonNegativeInt | None = None
-    val_samples: NonNegativeInt | None = None
+    parameters: Amount | None = None
+    parameter_bytes: Amount | None = None
+    train_samples: Amount | None = None
+    val_samples: Amount | None = None
     values: tuple[str, ...] = BUILT_IN_VALUES
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveInt,
+    FiniteFloat,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from paceline.errors import invalid_spec
+
+Count = Annotated[int, Field(gt=0, lt=2**53)]  # what JSON and floats hold exactly
+Init = TypeVar("Init", bound=Callable[..., None])
 
 BETTER_WHEN_LOWER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
 BETTER_WHEN_HIGHER = ("accuracy", "acc", "f1", "auc", "precision", "recall", "r2", "iou")
@@ -34,10 +37,17 @@ class Progress:
     history: Sequence[Mapping[str, float]]
 
 
+def for_callers(init: Init) -> Init:
+    """An `__init__` for Python callers alone: JSON is parsed field by field, so that what it lacks is a finding."""
+    init.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as RootModel's: pydantic does not call it
+    return init
+
+
 class _Condition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **fields: Any) -> None:
+    @for_callers
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
@@ -54,8 +64,9 @@ class MaxEpochs(_Condition):
     """Stop after this many passes over the training data."""
 
     kind: Literal["max_epochs"] = "max_epochs"
-    epochs: PositiveInt
+    epochs: Count
 
+    @for_callers
     def __init__(self, epochs: int, **kwargs: Any) -> None:
         super().__init__(epochs=epochs, **kwargs)
 
@@ -67,8 +78,9 @@ class MaxSteps(_Condition):
     """Stop after this many optimizer steps."""
 
     kind: Literal["max_steps"] = "max_steps"
-    steps: PositiveInt
+    steps: Count
 
+    @for_callers
     def __init__(self, steps: int, **kwargs: Any) -> None:
         super().__init__(steps=steps, **kwargs)
 
@@ -85,6 +97,7 @@ class MaxTime(_Condition):
     kind: Literal["max_time"] = "max_time"
     seconds: float = Field(gt=0, allow_inf_nan=False)
 
+    @for_callers
     def __init__(self, seconds: float | str, **kwargs: Any) -> None:
         super().__init__(seconds=seconds, **kwargs)
 
@@ -107,9 +120,10 @@ class Metric(_Condition):
 
     kind: Literal["metric"] = "metric"
     name: str
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: FiniteFloat | None = None
+    at_most: FiniteFloat | None = None
 
+    @for_callers
     def __init__(self, name: str, *, at_least: float | None = None, at_most: float | None = None, **kw: Any) -> None:
         super().__init__(name=name, at_least=at_least, at_most=at_most, **kw)
 
@@ -133,11 +147,19 @@ class Patience(_Condition):
 
     kind: Literal["patience"] = "patience"
     name: str
-    evaluations: PositiveInt
+    evaluations: Count
     mode: Literal["min", "max"]
 
+    @for_callers
     def __init__(self, name: str, evaluations: int, mode: Literal["min", "max"] | None = None, **kw: Any) -> None:
-        super().__init__(name=name, evaluations=evaluations, mode=mode or better(name), **kw)
+        super().__init__(name=name, evaluations=evaluations, mode=mode, **kw)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_by_name(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or fields.get("mode") is not None or not isinstance(fields.get("name"), str):
+            return fields
+        return {**fields, "mode": better(fields["name"])}
 
     @field_validator("mode", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ import torch
 
 import paceline as pl
 from paceline.client.embedded import start_master
+from paceline.client.submission import prepare
 from paceline.settings import MasterSettings
 from paceline.transfer import BlobStore, sha256
 
@@ -183,6 +184,36 @@ def test_workers_that_build_different_data_are_told_apart_by_node(client: pl.Cli
     error = fails(client, spec(train_data=build, workers=2))
     assert isinstance(error, pl.DataMismatch)
     assert f"rank 1 on {client.nodes()[0].name} has" in error.fact
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stop", {"kind": "max_epochs"}),
+        ("stop", {"kind": "any", "conditions": [{"kind": "metric", "name": "val_loss"}]}),
+        ("stop", None),
+        ("batch_size", 10**400),
+        ("priority", 2**63),
+        ("resources", {"memory": "9" * 400}),
+    ],
+)
+def test_a_malformed_body_is_an_invalid_spec_that_names_the_field(client: pl.Client, field: str, value: Any) -> None:
+    body = prepare(spec()).submission.model_dump(mode="json")
+    body["options"][field] = value
+    for path in ("jobs", "jobs/plan"):
+        response = client.http.post(f"/api/v1/{path}", json=body)
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_spec")
+        assert field in response.json()["fact"]
+
+
+@pytest.mark.parametrize("number", [-1, 10**30, "x"])
+def test_a_place_that_can_not_be_is_refused_and_not_looked_for(client: pl.Client, number: Any) -> None:
+    job = client.submit(spec(stop=pl.MaxSteps(1)))
+    for query in (f"logs?offset={number}", f"events?after={number}", f"scale?workers={number}"):
+        method = "POST" if query.startswith("scale") else "GET"
+        response = client.http.request(method, f"/api/v1/jobs/{job.id}/{query}")
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_spec")
+    job.result(timeout=60)
 
 
 def test_a_wrong_token_is_refused(client: pl.Client) -> None:

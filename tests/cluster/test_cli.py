@@ -257,6 +257,41 @@ def test_a_detached_job_goes_on_until_it_is_cancelled_and_then_has_no_model(shel
     assert shell.error("model", job_id)[0] == 12
 
 
+def workers_of(shell: Shell, job_id: str) -> list[str]:
+    """The nodes of the workers that the job's plan names, one for each."""
+    return [worker["node_id"] for worker in (shell.json("job", job_id)["plan"] or {"workers": []})["workers"]]
+
+
+def test_scale_changes_the_number_of_workers_and_is_refused_where_it_can_not(shell: Shell, up: dict[str, Any]) -> None:
+    job_id = shell.json("train", "endless.py", "--detach", "--workers", "1")["id"]
+    told = shell.json("scale", job_id, "2")
+    assert (told["id"], told["workers"]) == (job_id, 2)
+    wait_until(lambda: len(workers_of(shell, job_id)) == 2)
+    assert f"{job_id} trains with 1 worker from its next round on" in shell.run("scale", job_id, "1").out
+    wait_until(lambda: len(workers_of(shell, job_id)) == 1)
+    assert shell.error("scale", job_id, "9")[1]["code"] == "invalid_spec"
+    assert shell.error("scale", job_id, "0")[1]["code"] == "usage"
+    assert shell.error("scale", "job-unknown", "1")[0] == 4
+    assert shell.json("cancel", job_id)["state"] == "CANCELLED"
+    assert shell.error("scale", job_id, "1")[1]["code"] == "conflict"
+
+
+def test_drain_moves_a_job_to_another_node_and_names_a_node_that_is_not_there(shell: Shell, up: dict[str, Any]) -> None:
+    join = [*shlex.split(up["join"])[1:], "--name", "leaving", "--cores", "6"]
+    with started(shell, *join):
+        wait_until(lambda: "leaving" in {node["id"] for node in shell.json("nodes")})
+        job_id = shell.json("train", "endless.py", "--detach", "--workers", "1")["id"]
+        wait_until(lambda: workers_of(shell, job_id) == ["leaving"])  # the roomier one
+        wait_until(lambda: shell.json("job", job_id)["state"] == "RUNNING")
+        assert shell.json("drain", "leaving") == {"node": "leaving", "draining": True}
+        wait_until(lambda: workers_of(shell, job_id) not in ([], ["leaving"]))
+        assert "leaving (draining)" in shell.run("nodes").out
+        assert shell.json("job", job_id)["attempt"] == 1
+        assert shell.json("cancel", job_id)["state"] == "CANCELLED"
+    assert shell.error("drain", "leaving-not")[1]["code"] == "not_found"
+    wait_until(lambda: len(shell.json("nodes")) == 1)
+
+
 def test_ctrl_c_ends_the_watching_and_not_the_job(shell: Shell, up: dict[str, Any]) -> None:
     process = shell.popen("train", "endless.py")
     assert process.stdout is not None

@@ -15,6 +15,7 @@ import torch
 
 import paceline as pl
 
+from helpers import wait_until
 from workloads import Cnn, Transformer, digits, mlp, spec
 
 MODELS = {"mlp": mlp, "cnn": Cnn, "transformer": Transformer}
@@ -100,6 +101,40 @@ def test_a_dataset_built_on_the_node_gives_the_digest_of_the_same_arrays(client:
     arrays = client.submit(spec()).result(timeout=60)
     assert client.submit(spec(train_data=Rows())).result(timeout=60).digest == arrays.digest
     assert client.submit(spec(train_data=Rows, workers=2)).result(timeout=60).digest == arrays.digest
+
+
+class ChannelsLast(Cnn):
+    """Refuses to train in any other layout than the one it was handed over with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv in (self.conv1, self.conv2):
+            assert conv.weight.stride()[1] == 1, "a convolution's channels are no longer its innermost dimension"
+        return super().forward(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x)
+
+
+def channels_last(workers: int, **changes: Any) -> pl.TrainSpec:
+    torch.manual_seed(0)
+    model = ChannelsLast(16).to(memory_format=torch.channels_last)
+    return spec(model, workers=workers, **{"batch_size": 48, "clip_grad_norm": 1.0, **changes})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_channels_last_model_has_one_digest_on_one_worker_and_two(client: pl.Client, optimizer: str) -> None:
+    one, two = (
+        client.submit(channels_last(workers, optimizer=OPTIMIZERS[optimizer])).result(timeout=120) for workers in (1, 2)
+    )
+    assert one.digest == two.digest
+
+
+def test_a_channels_last_model_keeps_its_digest_where_a_worker_joins(client: pl.Client) -> None:
+    """It copies a member's state: model and optimizer, in their layout."""
+    long = {"stop": pl.MaxEpochs(15)}
+    expected = client.submit(channels_last(1, **long)).result(timeout=120).digest
+    job = client.submit(channels_last(1, **long))
+    wait_until(lambda: any(worker["last_step"] > 10 for worker in job.workers()))
+    job.scale(2)
+    assert job.result(timeout=120).digest == expected
+    assert [event.kind for event in job.events()].count("worker_joined") == 1
 
 
 def test_a_different_seed_gives_a_different_model(client: pl.Client) -> None:

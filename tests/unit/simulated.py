@@ -23,6 +23,7 @@ from paceline.master.states import (
     AttemptEnded,
     Command,
     Commit,
+    Discard,
     Enqueue,
     Event,
     Job,
@@ -57,6 +58,7 @@ from paceline.messages import (
     ToWorker,
     Trained,
     TrainRound,
+    Unloadable,
     WorkerHello,
 )
 from paceline.plan import Placement
@@ -153,6 +155,7 @@ class SimulatedCluster:
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
     or None to drain some worker's node). deadly_step: whoever trains it dies, each time.
+    cut_off: no worker ever reaches another. rotten: numbers of the checkpoints written whose bytes do not last.
     """
 
     def __init__(
@@ -168,6 +171,8 @@ class SimulatedCluster:
         cut_at: Sequence[float] = (),
         asked_at: Sequence[tuple[float, int | None]] = (),
         deadly_step: int | None = None,
+        cut_off: bool = False,
+        rotten: Sequence[int] = (),
         seconds_per_step: float | None = None,
     ) -> None:
         self.job = Job(id="job", submission=submission)
@@ -177,6 +182,7 @@ class SimulatedCluster:
         self.records: list[Record] = []
         self.commits: list[Commit] = []
         self.roll_backs: list[int] = []
+        self.discarded: set[str] = set()
         self.started: list[tuple[int, int]] = []
         self._random = random.Random(seed)
         self._workers: list[SimulatedWorker] = []
@@ -184,7 +190,8 @@ class SimulatedCluster:
         self._number = count()
         self._orders = count()
         self._nodes = count()
-        self._deadly_step = deadly_step
+        self._deadly_step, self._cut_off, self._rotten = deadly_step, cut_off, set(rotten)
+        self._written = count()
         self._seconds_per_step = seconds_per_step or 10.0 ** self._random.uniform(-2.5, 0)
         self._after(0.0, self._schedule)
         for time in killed_at:
@@ -244,6 +251,8 @@ class SimulatedCluster:
             case RollBack(step):
                 self.roll_backs.append(step)
                 self.commits = [commit for commit in self.commits if commit.from_step < step]
+            case Discard(blobs):
+                self.discarded.update(blobs)
             case Record():
                 self.records.append(command)
 
@@ -252,9 +261,10 @@ class SimulatedCluster:
 
     def _schedule(self) -> None:
         free = self.places - len(self._workers)
-        if isinstance(self.job.state, Queued | Waiting) and free >= self.planned:
-            shares = split_evenly(self.job.submission.options.microbatches, self.planned)
-            self._feed(Planned(plan_of(shares, most_workers=self.planned)))
+        cells = self.job.submission.options.microbatches
+        wanted = self.planned if self.job.wish is None else min(self.job.wish, cells, max(1, free))
+        if isinstance(self.job.state, Queued | Waiting) and free >= wanted:
+            self._feed(Planned(plan_of(split_evenly(cells, wanted), most_workers=wanted)))
         elif isinstance(self.job.state, Running) and self.job.wanted and free > 0:
             node = f"node{next(self._nodes)}"
             place = Placement(rank=0, node_id=node, node_name=node, device="cpu", share=(0, 0))
@@ -317,9 +327,11 @@ class SimulatedCluster:
 
     def _set_up(self, worker: SimulatedWorker, setup: Setup) -> None:
         if setup.checkpoint is not None:
-            worker.step, worker.best = (
-                None if part == "None" else int(part) for part in setup.checkpoint.blob.split("/")
-            )  # type: ignore[assignment]
+            assert setup.checkpoint.blob not in self.discarded, "a checkpoint that was thrown away"
+            step, best, number = setup.checkpoint.blob.split("/")
+            if int(number) in self._rotten:
+                return self._answer(worker, Unloadable(step=setup.checkpoint.step, reason="other bytes"))
+            worker.step, worker.best = int(step), None if best == "None" else int(best)
             assert worker.step == setup.checkpoint.step
         ready = Ready(
             fingerprint="f", train_samples=TRAIN_SAMPLES, val_samples=VAL_SAMPLES, parameters=1,
@@ -347,7 +359,8 @@ class SimulatedCluster:
         assert order.group.key not in worker.left, "a worker that has left a group can't form it again"
         worker.busy, worker.torn = order, None
         group = [w for w in self._of(worker.attempt, order.group.members) if w.alive]
-        if len(group) < len(order.group.members):
+        alone = self._cut_off and len(order.group.members) > 1
+        if alone or len(group) < len(order.group.members):
             return self._break(worker)
         if all(w.busy is not None and w.busy.group.key == order.group.key for w in group):
             self._bring_to_one_state(group, order)
@@ -369,7 +382,7 @@ class SimulatedCluster:
             worker.best = order.from_step
         if order.checkpoint:
             writer = by_rank[order.group.members[0]]
-            ref = CheckpointRef(step=writer.step, blob=f"{writer.step}/{writer.best}", nbytes=1)
+            ref = CheckpointRef(step=writer.step, blob=f"{writer.step}/{writer.best}/{next(self._written)}", nbytes=1)
             self._answer(writer, CheckpointWritten(checkpoint=ref), self._random.uniform(0.01, 3.0))
 
     def _complete(self, group: list[SimulatedWorker], order: TrainRound) -> None:

@@ -25,6 +25,8 @@ from paceline.master.states import (
     Checkpoint,
     Command,
     Commit,
+    Discard,
+    Enqueue,
     Event,
     Failed,
     Job,
@@ -62,6 +64,7 @@ from paceline.messages import (
     SaveRound,
     Trained,
     TrainRound,
+    Unloadable,
     Warned,
     WorkerFailed,
     WorkerHello,
@@ -124,6 +127,7 @@ def weather(seed: int) -> dict[str, Any]:
         "hangs": some(1, lambda: chance.randint(0, 60)),
         "killed_at": some(3, lambda: chance.uniform(0, 60)),
         "cut_at": some(2, lambda: chance.uniform(0, 30)),
+        "rotten": some(2, lambda: chance.randint(0, 5)),
         "asked_at": some(4, lambda: (chance.uniform(0, 30), chance.choice([None, None, 1, 2, 3, 4]))),
     }
 
@@ -426,7 +430,7 @@ def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt
     sent = submission(batch_size=4)
     training = Training(train_samples=18, step=4)
     checkpoint = Checkpoint(ref=CheckpointRef(step=4, blob="4/None", nbytes=1), training=training)
-    job, commands = resumed("job", sent, attempt=3, elapsed_s=7.0, checkpoint=checkpoint)
+    job, commands = resumed("job", sent, attempt=3, elapsed_s=7.0, checkpoints=(checkpoint,))
     assert (job.state_name, job.training, job.elapsed_s) == ("WAITING", training, 7.0)
     assert RollBack(4) in commands
     assert step(job, Answer(3, 0, ready()), 1.0) == (job, [])
@@ -437,7 +441,7 @@ def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt
 
 
 def test_a_new_job_that_a_restarted_master_finds_is_queued_from_its_first_step() -> None:
-    job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoint=None)
+    job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoints=())
     assert (job.state, job.training) == (Queued(), Training())
     assert RollBack(0) in commands
 
@@ -491,6 +495,292 @@ def test_one_that_joins_copies_a_members_state_whatever_was_published_since_it_w
     job, commands = step(job, Late(1, timer_of(commands)), 6.0)
     order = orders(commands)[2]
     assert (order.from_step, order.group.members, order.behind, order.source) == (1, (0, 1, 2), (2,), 0)
+
+
+def torn(job: Job, steps: int = 0, dies: bool = False) -> tuple[Job, list[Command]]:
+    """All members lose each other after so many steps of their round; where one dies, another joins in its place."""
+    state = job.state
+    assert isinstance(state, Running)
+    assert isinstance(state.order, TrainRound)
+    at, commands = state.order.from_step, []
+    if dies:
+        job, _ = step(job, Lost(1, state.members[-1], "signal 9"), 2.0)
+        job, rank = recruited(job)
+        job, _ = step(job, Answer(1, rank, ready()), 2.0)
+    for rank in state.members:
+        lost = PeerLost(step=at + steps, losses=(1.0,) * steps, reason="connection reset")
+        job, commands = step(job, Answer(1, rank, lost), 2.0)
+    if not dies:
+        job, commands = step(job, Late(1, timer_of(commands)), 5.0)
+    return job, commands
+
+
+def test_rounds_that_are_torn_again_and_again_without_a_death_end_the_attempt() -> None:
+    job = wanting(2)
+    for _ in range(4):
+        job, commands = torn(job)
+        assert isinstance(orders(commands)[0], TrainRound)
+    job, commands = torn(job)
+    assert job.state == Recovering("the workers lost each other 5 times in a row; the last: connection reset")
+    assert StopWorkers(1) in commands
+
+
+def test_torn_rounds_with_a_step_or_a_death_between_them_do_not_add_up() -> None:
+    job = wanting(2)
+    for round_number in range(20):
+        job, commands = torn(job, steps=1) if round_number % 5 == 4 else torn(job)
+        assert isinstance(orders(commands)[0], TrainRound)
+    for _ in range(4):
+        job, _ = torn(job)
+    for _ in range(6):
+        job, _ = torn(job, dies=True)
+    assert isinstance(job.state, Running)
+
+
+@settings(max_examples=60)
+@given(jobs(), st.integers(0, 2**16), st.integers(2, 4))
+def test_workers_that_can_never_reach_each_other_end_the_job_with_that_reason(
+    sent: Submission, seed: int, workers: int
+) -> None:
+    cluster = SimulatedCluster(sent, FLAT, seed, places=workers, workers=2, cut_off=True)
+    cluster.run()
+    assert isinstance(cluster.job.state, Failed)
+    fact = cluster.job.state.error["fact"]
+    assert "3 attempts in a row got no further than step 0" in fact
+    assert "the workers lost each other 5 times in a row" in fact
+    assert cluster.commits == []
+
+
+# ---- checkpoints ----
+
+
+def kept(*steps: int) -> tuple[Checkpoint, ...]:
+    """Checkpoints of these steps, newest first."""
+    return tuple(
+        Checkpoint(ref=CheckpointRef(step=at, blob=f"at {at}", nbytes=1), training=Training(step=at)) for at in steps
+    )
+
+
+def loading(checkpoints: tuple[Checkpoint, ...], fruitless: int = 0) -> Job:
+    """A job whose two workers are told to start from the newest of these checkpoints."""
+    sent = submission(batch_size=4, stop=pl.MaxSteps(30))
+    job, _ = resumed("job", sent, attempt=3, elapsed_s=0.0, checkpoints=checkpoints)
+    job, _ = step(replace(job, fruitless=fruitless), Planned(plan_of([(0, 2), (2, 4)])), 1.0)
+    for rank in (0, 1):
+        job, _ = step(job, Answer(4, rank, WorkerHello(pid=1, address="a")), 1.0)
+    return job
+
+
+@pytest.mark.parametrize(("checkpoints", "again"), [(kept(8, 4), 4), (kept(8), 0)])
+def test_a_checkpoint_that_can_not_be_loaded_is_recorded_and_the_one_before_it_taken(
+    checkpoints: tuple[Checkpoint, ...], again: int
+) -> None:
+    job, commands = step(loading(checkpoints), Answer(4, 1, Unloadable(step=8, reason="other bytes")), 2.0)
+    assert Record("checkpoint_lost", {"step": 8, "reason": "other bytes", "resumes_from": again}) in commands
+    assert Discard(("at 8",), damaged=True) in commands  # or the same bytes, written again, would count as here
+    assert StopWorkers(4) in commands
+    assert step(job, Answer(4, 0, Unloadable(step=8, reason="other bytes")), 2.5) == (job, [])
+    job, commands = step(job, AttemptEnded(4), 3.0)
+    assert RollBack(again) in commands
+    assert (job.training.step, job.checkpoints) == (again, checkpoints[1:])
+    job, _ = step(job, Planned(plan_of([(0, 4)])), 4.0)
+    _, commands = step(job, Answer(5, 0, WorkerHello(pid=1, address="a")), 4.0)
+    assert orders(commands)[0].checkpoint == (checkpoints[1].ref if again else None)
+
+
+def test_a_lost_checkpoint_is_no_fruitless_attempt_of_the_workers() -> None:
+    job, _ = step(loading(kept(8, 4), fruitless=2), Answer(4, 1, Unloadable(step=8, reason="other bytes")), 2.0)
+    assert (job.state_name, job.fruitless) == ("RECOVERING", 2)
+
+
+def test_the_newest_two_checkpoints_are_kept_and_older_ones_thrown_away() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1, eval_every=30))
+    thrown: list[Command] = []
+    for at in range(1, 5):
+        job, commands = round_of(job, commands)
+        assert orders(commands)[0].checkpoint
+        ref = CheckpointRef(step=at, blob=f"at {at}", nbytes=1)
+        job, after = step(job, Answer(1, 0, CheckpointWritten(checkpoint=ref)), 2.0)
+        thrown += [command for command in after if isinstance(command, Discard)]
+    assert [checkpoint.ref.step for checkpoint in job.checkpoints] == [4, 3]
+    assert [checkpoint.training.step for checkpoint in job.checkpoints] == [4, 3]
+    assert thrown == [Discard(("at 1",)), Discard(("at 2",))]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed", "succeeded"])
+def test_a_job_that_has_ended_needs_no_checkpoints(how: str) -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(1), val=False))
+    job = replace(job, checkpoints=kept(8, 4))
+    if how == "cancelled":
+        job, commands = step(job, CancelRequested(), 1.0)
+    elif how == "failed":
+        job, commands = step(job, Answer(1, 0, WorkerFailed(error={"code": "user_code", "fact": "f"})), 1.0)
+    else:
+        job, commands = round_of(job, commands)
+        job, commands = step(job, Answer(1, 0, Saved(step=1, blob="b", nbytes=1, digest="sha256:1")), 3.0)
+    assert job.state_name == how.upper()
+    assert Discard(("at 8", "at 4")) in commands
+
+
+@settings(max_examples=100)
+@given(jobs(), curves, st.integers(0, 2**32), st.sets(st.integers(0, 6)))
+def test_whichever_checkpoints_rot_a_job_comes_to_the_same_end_from_the_ones_before(
+    sent: Submission, shown: Curves, seed: int, rotten: set[int]
+) -> None:
+    chance = random.Random(seed)
+    deaths = [chance.uniform(0, 60) for _ in range(3)]
+    cluster = SimulatedCluster(sent, shown, seed, places=2, workers=1, killed_at=deaths, rotten=tuple(rotten))
+    cluster.run()
+    if isinstance(cluster.job.state, Failed):
+        assert "3 attempts in a row" in cluster.job.state.error["fact"]
+    else:
+        check(cluster, sent, shown)
+
+
+# ---- workers that come and go ----
+
+
+def recruited(job: Job, now: float = 1.0, node: str = "x") -> tuple[Job, int]:
+    """The job with one more worker that builds, and its rank."""
+    place = Placement(rank=0, node_id=node, node_name=node, device="cpu", share=(0, 0))
+    job, commands = step(job, Recruited(1, place), now)
+    return job, next(c.placements[0].rank for c in commands if isinstance(c, StartWorkers))
+
+
+def wanting(workers: int, members: int = 2) -> Job:
+    """A running job that wants this many workers."""
+    job, _ = begun(submission(batch_size=4, stop=pl.MaxSteps(30)), members)
+    job, _ = step(job, ScaleRequested(workers), 1.0)
+    return job
+
+
+def stopped(commands: list[Command]) -> set[int]:
+    return {rank for c in commands if isinstance(c, StopWorkers) for rank in c.ranks or ()}
+
+
+def test_one_that_hangs_while_it_builds_is_stopped_and_named_and_another_is_sought() -> None:
+    job, rank = recruited(wanting(3))
+    assert job.wanted == 0
+    job, commands = step(job, Late(1, f"setup of rank {rank}"), 901.0)
+    lost = next(c.data["reason"] for c in commands if isinstance(c, Record) and c.kind == "worker_lost")
+    assert lost == "rank 2 on x is lost before it joined: it did not become ready within 900 s"
+    assert stopped(commands) == {rank}
+    assert Enqueue() in commands
+    assert job.wanted == 1
+    assert step(job, Lost(1, rank, "signal 9"), 902.0) == (job, [])
+
+
+def test_the_bound_of_one_that_became_ready_in_time_changes_nothing() -> None:
+    job, rank = recruited(wanting(3))
+    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, rank, ready()), 3.0)
+    assert step(job, Late(1, f"setup of rank {rank}"), 901.0) == (job, [])
+
+
+@pytest.mark.parametrize("how", ["late", "dead"])
+def test_after_three_that_never_joined_the_next_is_sought_only_after_a_pause(how: str) -> None:
+    job, commands = wanting(3), []
+    for _ in range(3):
+        assert job.wanted == 1
+        job, rank = recruited(job)
+        event = Late(1, f"setup of rank {rank}") if how == "late" else Lost(1, rank, "signal 9")
+        job, commands = step(job, event, 2.0)
+    assert job.wanted == 0
+    (pause,) = [c for c in commands if isinstance(c, SetTimer)]
+    assert pause.seconds == 600.0
+    job, commands = step(job, pause.event, 602.0)
+    assert (job.wanted, commands) == (1, [Enqueue()])
+
+
+def test_a_user_who_scales_or_one_that_joins_ends_the_count_of_failed_joins() -> None:
+    job = wanting(3)
+    for _ in range(3):
+        job, rank = recruited(job)
+        job, _ = step(job, Lost(1, rank, "signal 9"), 2.0)
+    assert job.wanted == 0
+    job, _ = step(job, ScaleRequested(4), 3.0)
+    assert job.wanted == 2
+    job, rank = recruited(job)
+    job, _ = step(job, Answer(1, rank, ready()), 4.0)
+    for _ in range(2):
+        job, rank = recruited(job)
+        job, _ = step(job, Lost(1, rank, "signal 9"), 5.0)
+    assert job.wanted == 1
+
+
+def test_scaling_down_drops_first_those_that_build_then_those_that_are_ready_then_members() -> None:
+    job, ready_one = recruited(wanting(4))
+    job, building = recruited(job)
+    job, _ = step(job, Answer(1, ready_one, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, ready_one, ready()), 2.0)
+    for workers, stops, leaving in ((4, set(), set()), (3, {building}, set()), (2, {building, ready_one}, set()), (1, {building, ready_one}, {1})):  # fmt: skip
+        after, commands = step(job, ScaleRequested(workers), 3.0)
+        assert isinstance(after.state, Running)
+        assert stopped(commands) == stops
+        assert after.state.leaving == leaving
+        assert (after.state.target, after.wanted) == (workers, 0)
+        released = {c.data["rank"] for c in commands if isinstance(c, Record) and c.kind == "worker_released"}
+        assert released == stops
+        assert step(after, Answer(1, building, ready()), 4.0)[0].state.workers.keys() == (  # type: ignore[union-attr]
+            {0, 1, ready_one, building} - stops
+        )
+
+
+def test_a_drained_node_loses_those_that_are_still_building_at_once() -> None:
+    job, rank = recruited(wanting(3), node="leaves")
+    job, commands = step(job, NodeDraining("leaves"), 2.0)
+    assert stopped(commands) == {rank}
+    assert job.wanted == 1
+    assert step(job, NodeDraining("leaves"), 3.0) == (job, [])
+
+
+def test_a_node_drained_during_the_start_is_left_as_soon_as_others_train() -> None:
+    job = started(submission(batch_size=4, stop=pl.MaxSteps(30)), 2)
+    job, commands = step(job, NodeDraining("n1"), 0.5)
+    assert commands == [Record("draining", {"node": "n1", "ranks": [1]})]
+    assert step(job, NodeDraining("n1"), 0.6) == step(job, NodeDraining("other"), 0.6) == (job, [])
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, ready()), 1.0)
+    assert stopped(commands) == {1}
+    assert orders(commands)[0].group.members == (0,)
+
+
+@pytest.mark.parametrize("when", [Queued(), Waiting("for nodes"), Recovering("of a loss")])
+def test_a_wish_for_workers_is_kept_while_the_job_does_not_run(when: Any) -> None:
+    job, commands = step(replace(Job("job", submission()), state=when), ScaleRequested(3), 1.0)
+    assert (job.wish, job.state) == (3, when)
+    assert commands == [Record("scaled", {"workers": 3}), Enqueue()]
+
+
+@pytest.mark.parametrize(("wish", "members", "wanted"), [(1, 1, 0), (2, 2, 0), (3, 2, 1), (9, 2, 2)])
+def test_a_wish_during_the_start_decides_who_trains_the_first_step(wish: int, members: int, wanted: int) -> None:
+    job = started(submission(batch_size=4, stop=pl.MaxSteps(30)), 2)
+    job, _ = step(job, ScaleRequested(wish), 0.5)
+    commands: list[Command] = []
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, ready()), 1.0)
+    assert len(orders(commands)) == members
+    assert (Enqueue() in commands, job.wanted) == (wanted > 0, wanted)
+
+
+def test_a_wish_outlives_the_attempt_and_the_master() -> None:
+    job = wanting(3)
+    for rank in (0, 1):
+        job, _ = step(job, Lost(1, rank, "killed"), 2.0)
+    job, _ = step(job, AttemptEnded(1), 3.0)
+    assert (job.state_name, job.wish) == ("WAITING", 3)
+    again, _ = resumed("job", job.submission, 1, 0.0, (), job.wish)
+    assert again.wish == 3
+
+
+def test_a_job_scaled_during_its_start_trains_with_that_many_and_again_in_the_next_attempt() -> None:
+    sent = simulated(stop=pl.MaxSteps(40), microbatches=4, checkpoint_every=2)
+    cluster = SimulatedCluster(sent, FLAT, places=3, asked_at=[(0.0, 3)], killed_at=[20.0] * 3, seconds_per_step=1.0)
+    cluster.run()
+    check(cluster, sent, FLAT)
+    assert cluster.job.attempt == 2
+    assert cluster.started[:3] == [(1, 0), (1, 1), (1, 2)]
+    assert [rank for attempt, rank in cluster.started if attempt == 2][:3] == [0, 1, 2]
 
 
 def round_of(job: Job, commands: list[Command]) -> tuple[Job, list[Command]]:
@@ -618,6 +908,7 @@ class Watched:
         messages: list[FromWorker] = [
             PeerLost(step=at + len(losses), losses=losses, reason="closed"),
             CheckpointWritten(checkpoint=CheckpointRef(step=at, blob="b", nbytes=1)),
+            Unloadable(step=at, reason="other bytes"),
             Warned(error={"code": "disk_full", "fact": "f"}),
             Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
             Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),

@@ -69,6 +69,31 @@ def test_views_and_transposes_arrive_with_their_values(tmp_path: Path) -> None:
         assert torch.equal(roundtrip(view, tmp_path), view)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5).flatmap(lambda s: st.tuples(st.just(s), st.permutations(range(len(s))))))  # fmt: skip
+def test_dense_tensors_keep_their_strides_whatever_the_order_of_their_dimensions(
+    tmp_path: Path, laid_out: tuple[list[int], list[int]]
+) -> None:
+    shape, order = laid_out
+    tensor = torch.randn(shape).permute(order)
+    again = roundtrip(tensor, tmp_path)
+    assert again.stride() == tensor.stride()
+    assert torch.equal(again, tensor)
+
+
+def test_a_channels_last_model_stays_one_and_a_tensor_with_gaps_arrives_without_them(tmp_path: Path) -> None:
+    model = torch.nn.Conv2d(64, 96, 3).to(memory_format=torch.channels_last)
+    again = roundtrip(model, tmp_path)
+    assert again.weight.stride() == model.weight.stride()
+    assert again.weight.is_contiguous(memory_format=torch.channels_last)
+    base = torch.arange(60.0).reshape(3, 4, 5)
+    for loose in (base[:, ::2], base[1:, :, 2:], torch.ones(3, 1).expand(3, 4)):
+        arrived = roundtrip(loose, tmp_path)
+        assert arrived.is_contiguous()
+        assert torch.equal(arrived, loose)
+    assert torch.equal(roundtrip(torch.ones(3, dtype=torch.complex64).conj().imag, tmp_path), torch.zeros(3))
+
+
 def test_parameters_stay_parameters_and_frozen_ones_frozen(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(200, 200), torch.nn.BatchNorm1d(200))
     model[0].bias.requires_grad_(False)
@@ -92,6 +117,34 @@ def test_a_worker_writes_to_a_copy_and_the_file_keeps_its_bytes(tmp_path: Path) 
     package = pack(torch.zeros(100_000), "value")
     opened(package, tmp_path).fill_(7.0)
     assert opened(package, tmp_path).abs().sum() == 0
+
+
+class Kept:
+    """The master's blobs, of which some may be gone."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self.blobs = blobs
+
+    def download(self, name: str, path: Path) -> None:
+        if name not in self.blobs:
+            raise paceline.NotFound(f"there is no blob {name}.")
+        path.write_bytes(self.blobs[name])
+
+
+def test_a_checked_blob_has_its_names_bytes_or_is_fetched_anew_or_refused(tmp_path: Path) -> None:
+    data = b"a checkpoint"
+    name = hashlib.sha256(data).hexdigest()
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    cache = NodeCache(own, [shared], Kept({name: data}))  # type: ignore[arg-type]
+    assert cache.checked(name).read_bytes() == data
+    (own / name).write_bytes(b"rotten")
+    assert cache.checked(name).read_bytes() == data
+    (shared / name).write_bytes(b"rotten")
+    with pytest.raises(paceline.Corrupt, match=name[:12]):
+        cache.checked(name)
+    with pytest.raises(paceline.NotFound):
+        NodeCache(tmp_path / "other", [], Kept({})).checked(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [torch.zeros, np.zeros], ids=["torch", "numpy"])

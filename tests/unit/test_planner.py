@@ -247,6 +247,23 @@ def test_a_large_model_takes_every_free_place_up_to_its_microbatches() -> None:
     assert len(placed([node("a", cores=64, memory=64 * GIB)]).workers) == 8
 
 
+@pytest.mark.parametrize(("wish", "workers"), [(1, 1), (3, 3), (6, 6), (7, 6), (20, 6)])
+def test_a_job_that_was_scaled_gets_as_many_of_those_workers_as_fit_now(wish: int, workers: int) -> None:
+    """Whatever its spec asked for: the user has changed their mind since."""
+    nodes = [node("a"), node("b", free_cores=2)]
+    for asked in ({}, {"resources": pl.Resources(workers=2)}):
+        plan = plan_workers(nodes, options(batch_size=64, **asked), SMALL, wish)
+        assert len(plan.workers) == workers
+        assert plan.most_workers == min(wish, 8)
+        assert f"{workers} of the {wish} workers" in plan.summary
+
+
+def test_a_job_that_was_scaled_waits_only_where_not_even_one_worker_fits() -> None:
+    with pytest.raises(pl.Unplaceable) as caught:
+        plan_workers([node("a", free_cores=0)], options(), SMALL, 3)
+    assert caught.value.details["busy"]
+
+
 def test_few_nodes_are_filled_rather_than_many_touched() -> None:
     nodes = [node("a", cores=2), node("b", cores=4), node("c", cores=3)]
     plan = placed(nodes, resources=pl.Resources(workers=5))

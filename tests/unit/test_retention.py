@@ -22,7 +22,7 @@ def row(**changes: Any) -> JobRow:
         "ended_at": 1000.0,
         "delivered_at": None,
         "delivery": {"blob": "model"},
-        "checkpoint": {"ref": {"blob": "checkpoint"}},
+        "checkpoints": [{"ref": {"blob": "newest"}}, {"ref": {"blob": "before"}}],
     }
     return JobRow(**{**fields, **changes})
 
@@ -54,16 +54,17 @@ def test_a_model_expires_at_its_time_and_once() -> None:
     assert [found.id for found in expired(rows, at)] == ["kept"]
 
 
-def test_an_unfinished_job_keeps_its_inputs_and_checkpoint_for_ever() -> None:
-    assert blobs_in_use([row(ended_at=None, delivery=None)], now=1e12) == {*INPUTS, "checkpoint"}
+def test_an_unfinished_job_keeps_its_inputs_and_checkpoints_for_ever() -> None:
+    assert blobs_in_use([row(ended_at=None, delivery=None)], now=1e12) == {*INPUTS, "newest", "before"}
+    assert blobs_in_use([row(ended_at=None, delivery=None, checkpoints=None)], now=1e12) == INPUTS
 
 
-def test_a_finished_job_keeps_everything_until_it_expires_and_then_nothing() -> None:
+def test_a_finished_job_keeps_its_model_and_inputs_until_it_expires_and_then_nothing() -> None:
     at = 1000.0 + UNDELIVERED_DAYS * DAY_S
-    assert blobs_in_use([row()], at - 1) == {*INPUTS, "checkpoint", "model"}
+    assert blobs_in_use([row()], at - 1) == {*INPUTS, "model"}
     assert blobs_in_use([row()], at) == set()
 
 
 def test_a_blob_that_another_job_needs_stays() -> None:
     at = 1000.0 + UNDELIVERED_DAYS * DAY_S
-    assert blobs_in_use([row(), row(id="next", ended_at=None, delivery=None)], at) == {*INPUTS, "checkpoint"}
+    assert blobs_in_use([row(), row(id="next", ended_at=None, delivery=None)], at) == {*INPUTS, "newest", "before"}

@@ -141,13 +141,20 @@ def test_what_a_restarted_master_needs_survives_with_its_nans(store: Store, job:
     training = Training(step=8, history=({"step": 4.0, "val_loss": math.nan},), best=-math.inf, best_step=4)
     checkpoint = Checkpoint(ref=CheckpointRef(step=8, blob="f" * 64, nbytes=3), training=training)
     waiting = replace(
-        job, state=Waiting("a node is gone"), attempt=2, elapsed_s=7.5, training=training, checkpoint=checkpoint
+        job,
+        state=Waiting("a node is gone"),
+        attempt=2,
+        elapsed_s=7.5,
+        training=training,
+        checkpoints=(checkpoint,),
+        wish=3,
     )
     store.save(waiting, plan_of([(0, 8)]), [Record("state", {"state": "WAITING"})], now=9.0)
     store.close()
     (row,) = reopened(file).unfinished()
-    assert (row.state, row.attempt, row.elapsed_s, row.ended_at) == ("WAITING", 2, 7.5, None)
-    again = Checkpoint.model_validate(row.checkpoint)
+    assert (row.state, row.attempt, row.elapsed_s, row.ended_at, row.wish) == ("WAITING", 2, 7.5, None, 3)
+    assert row.checkpoints is not None
+    (again,) = map(Checkpoint.model_validate, row.checkpoints)
     assert (again.ref, again.training.best, again.training.best_step) == (checkpoint.ref, -math.inf, 4)
     assert math.isnan(again.training.history[0]["val_loss"])
     assert row.plan == plan_of([(0, 8)]).model_dump(mode="json")
@@ -196,7 +203,7 @@ def test_a_forgotten_model_leaves_everything_but_the_blob(store: Store, job: Job
     store.forget_model("job-1")
     row = store.job("job-1")
     assert row.delivery == {**DELIVERY.model_dump(mode="json"), "blob": ""}
-    assert row.checkpoint is None
+    assert row.checkpoints == []
 
 
 def test_an_unknown_job_is_not_found(store: Store) -> None:
@@ -225,6 +232,27 @@ def test_migrations_make_the_very_tables_that_the_models_describe(store: Store, 
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
         assert context.get_current_revision() == store_module.HEAD
+
+
+@pytest.mark.parametrize("checkpoint_of_none", [None, "null"], ids=["sql null", "json null"])
+def test_a_folder_of_an_earlier_version_is_brought_up_to_date_with_its_jobs(
+    tmp_path: Path, checkpoint_of_none: str | None
+) -> None:
+    file = tmp_path / "old.db"
+    database = sqlite3.connect(file)
+    with create_engine(f"sqlite:///{file}").begin() as connection:
+        store_module.migrate(connection, "0001")
+    database.execute(
+        "INSERT INTO jobs (id, request_id, priority, submission, state, attempt, elapsed_s, training, created_at, checkpoint)"
+        " VALUES ('job-1', 'r', 0, ?, 'RUNNING', 1, 2.0, '{}', 1.0, ?), ('job-2', 's', 0, '{}', 'QUEUED', 0, 0, '{}', 2.0, ?)",
+        [submission().model_dump_json(), '{"ref": {"step": 4}}', checkpoint_of_none],
+    )
+    database.execute("INSERT INTO events (job_id, at, kind, data) VALUES ('job-1', 1.0, 'state', '{}')")
+    database.commit()
+    first, second = reopened(file).unfinished()
+    assert (first.id, first.state, first.wish) == ("job-1", "RUNNING", None)
+    assert (first.checkpoints, second.checkpoints) == ([{"ref": {"step": 4}}], [])
+    assert len(reopened(file).events("job-1", after=0)) == 1
 
 
 def test_opening_again_changes_no_tables_and_no_rows(store: Store, job: Job, file: Path) -> None:

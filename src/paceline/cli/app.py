@@ -14,8 +14,8 @@ from paceline.errors import PacelineError
 
 USAGE_EXIT_CODE = 2
 COMMANDS = {
-    "Jobs": (train.train, train.plan, jobs.jobs, jobs.job, jobs.logs, jobs.cancel, jobs.model),
-    "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, doctor.doctor),
+    "Jobs": (train.train, train.plan, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model),
+    "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, cluster.drain, doctor.doctor),
 }
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

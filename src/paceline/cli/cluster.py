@@ -111,9 +111,19 @@ def nodes(json: Json = False) -> None:
     show(json, document, rows(columns, map(_line, found)), "", *_hardware_classes(found))
 
 
+def drain(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's name, as `paceline nodes` shows it.")],
+    json: Json = False,
+) -> None:
+    """Give a node back: its workers leave as soon as others can go on."""
+    with connect() as client:
+        client.drain(node)
+    show(json, {"node": node, "draining": True}, f"{node} gets no more workers; those that it has leave.")
+
+
 def _line(node: Node) -> tuple[str, ...]:
     return (
-        f"{node.id} (master)" if node.is_master else node.id,
+        node.id + (" (master)" if node.is_master else "") + (" (draining)" if node.draining else ""),
         f"{node.free_cores} of {node.cores}",
         f"{node.free_memory / 2**30:.1f} of {gib(node.memory)}",
         f"{len(node.free_devices)} of {len(node.devices)}" if node.devices else "none",

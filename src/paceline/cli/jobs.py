@@ -10,7 +10,7 @@ import typer
 
 from paceline.cli.common import JobId, Json, connect
 from paceline.cli.delivery import Output, check_output, deliver, reproducible
-from paceline.cli.output import pairs, rows, show, span, values
+from paceline.cli.output import counted, pairs, rows, show, span, values
 from paceline.errors import Conflict, Expired
 
 if TYPE_CHECKING:
@@ -119,6 +119,21 @@ def cancel(job_id: JobId, json: Json = False) -> None:
         state = handle.wait(CANCEL_WITHIN_S)
     told = f"{job_id} had already ended: it is {state}." if before in ENDED else f"{job_id} is {state}."
     show(json, {"id": job_id, "state": state}, told)
+
+
+def scale(
+    job_id: JobId,
+    workers: Annotated[int, typer.Argument(metavar="WORKERS", min=1, help="How many workers are to train it.")],
+    json: Json = False,
+) -> None:
+    """Train a job with another number of workers. The model stays the same."""
+    with connect() as client:
+        handle = client.job(job_id)
+        handle.scale(workers)
+        state = handle.state
+    when = "from its next round on" if state == "RUNNING" else f"once it trains; it is {state}"
+    told = f"{job_id} trains with {counted(workers, 'worker')} {when}, as far as nodes are free."
+    show(json, {"id": job_id, "state": state, "workers": workers}, told)
 
 
 def model(job_id: JobId, output: Output = None, json: Json = False) -> None:

@@ -100,7 +100,10 @@ class Job:
         return list(self._client.get(f"/jobs/{self.id}/ledger"))
 
     def scale(self, workers: int) -> None:
-        """Train with so many workers from the next round on, as far as nodes are free; the model stays the same."""
+        """Train with so many workers from the next round on, or from its start where the job waits.
+
+        As far as nodes are free; the model stays the same. Raises Conflict where the job has ended, InvalidSpec.
+        """
         self._client.post(f"/jobs/{self.id}/scale?workers={workers}")
 
     def cancel(self) -> None:

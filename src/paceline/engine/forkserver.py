@@ -61,7 +61,7 @@ class ForkServer:
     def _handle(self, request: dict[str, Any]) -> None:
         if "kill" in request:
             for pid in [pid for pid, key in self._keys.items() if key == request["kill"]]:
-                _kill_group(pid)
+                _end(pid)
             return
         pid = os.fork()
         if pid == 0:
@@ -112,10 +112,16 @@ class ForkServer:
 
     def _end_all(self) -> None:
         for pid in self._keys:
-            _kill_group(pid)
+            _end(pid)
 
     def _answer(self, answer: dict[str, Any]) -> None:
         self._out.write(json.dumps(answer) + "\n")
+
+
+def _end(pid: int) -> None:
+    """Kill a worker that was not reaped yet, with its data loaders."""
+    _kill_group(pid)
+    os.kill(pid, signal.SIGKILL)  # one that was forked a moment ago has no group of its own yet
 
 
 def _kill_group(pid: int) -> None:

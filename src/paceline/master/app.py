@@ -33,13 +33,13 @@ def open_master(folder: Path) -> Master:
     """Open the durable state in `folder`, creating it where there is none."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    store, nodes, feed = Store(f"sqlite:///{folder / 'paceline.db'}"), Cluster(), Feed()
+    store, nodes, feed, files = Store(f"sqlite:///{folder / 'paceline.db'}"), Cluster(), Feed(), Blobs(folder)
     return Master(
         store=store,
-        blobs=Blobs(folder),
+        blobs=files,
         cluster=nodes,
         feed=feed,
-        controller=Controller(store, nodes, feed, logs),
+        controller=Controller(store, nodes, feed, files, logs),
         logs=logs,
         versions=here(),
     )

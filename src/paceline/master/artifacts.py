@@ -73,6 +73,11 @@ class Blobs:
         _sync_folder(path.parent)
         return total, True
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete these blobs, where they are here."""
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
+
     def keep_only(self, names: set[str], before: float) -> int:
         """Delete all other blobs and parts that were last written before that time; return how many bytes that freed.
 

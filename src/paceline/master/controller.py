@@ -10,8 +10,9 @@ from typing import Any
 
 import structlog
 
-from paceline.errors import DiskFull, JobFailed, Unplaceable
-from paceline.master import machine, states
+from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
+from paceline.master import machine, retention, states
+from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
@@ -37,34 +38,38 @@ from paceline.planner.planner import one_more, plan_workers
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
+DISCARD_EVERY_S = 10.0
 
 log = structlog.get_logger("controller")
 
 
 class Controller:
-    def __init__(self, store: Store, cluster: Cluster, feed: Feed, logs: Path) -> None:
-        self._store, self._cluster, self._feed, self._logs = store, cluster, feed, logs
+    def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path) -> None:
+        self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._jobs: dict[str, Job] = {}  # the unfinished ones
         self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
         self._wake_scheduler = asyncio.Event()
+        self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
+        self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
 
     async def run(self) -> None:
         """Resume what a former master left, then serve until cancelled."""
         for row in await asyncio.to_thread(self._store.unfinished):
             await self._resume(row)
-        scheduling = asyncio.create_task(self._schedule_forever())
+        beside = [asyncio.create_task(work()) for work in (self._schedule_forever, self._discard_forever)]
         try:
             while True:
                 job_id, event = await self._events.get()
                 await self._handle(job_id, event)
         finally:
-            scheduling.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _resume(self, row: JobRow) -> None:
-        checkpoint = states.Checkpoint.model_validate(row.checkpoint) if row.checkpoint else None
+        checkpoints = tuple(states.Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
         submission = Submission.model_validate(row.submission)
-        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoint)
+        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish)
         self._adopt(job, row)
         await self._apply(job, commands)
 
@@ -146,12 +151,13 @@ class Controller:
     # ---- inside ----
 
     async def _handle(self, job_id: str, event: Event) -> None:
-        job = self._jobs.get(job_id)
-        if job is None:
-            return
-        after, commands = self._step(job, event)
-        if after is not job or commands:
-            await self._apply(after, commands)
+        async with self._handling:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return
+            after, commands = self._step(job, event)
+            if after is not job or commands:
+                await self._apply(after, commands)
 
     def _step(self, job: Job, event: Event) -> states.Outcome:
         """The machine's step. A bug in it costs this job, not all of them."""
@@ -206,8 +212,27 @@ class Controller:
                 self._cluster.stop(job.id, attempt, ranks)
                 if not self._cluster.of_attempt(job.id, attempt):
                     self.post(job.id, AttemptEnded(attempt))
+            case states.Discard(blobs, damaged):
+                if damaged:
+                    self._blobs.remove(blobs)
+                else:
+                    self._dropped.update(blobs)
             case states.SetTimer(seconds, event):
                 asyncio.get_running_loop().call_later(seconds, self.post, job.id, event)
+
+    async def _discard_forever(self) -> None:
+        """Delete dropped checkpoints soon, lest they fill the disk. Those that a crash forgets, the sweep finds."""
+        while True:
+            await asyncio.sleep(DISCARD_EVERY_S)
+            names, self._dropped = self._dropped, set()
+            if names:
+                await asyncio.to_thread(self._discard, names)
+
+    def _discard(self, names: set[str]) -> None:
+        try:
+            self._blobs.remove(names - retention.blobs_in_use(self._store.jobs(), time.time()))  # twins share blobs
+        except (OSError, PacelineError) as error:
+            log.error("discard_failed", blobs=len(names), error=str(error))
 
     async def _schedule_forever(self) -> None:
         while True:
@@ -234,7 +259,7 @@ class Controller:
         for job_id in self.queue():
             job = self._jobs[job_id]
             try:
-                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts)
+                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts, job.wish)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
                 return False

@@ -9,6 +9,7 @@ from paceline.errors import JobFailed
 from paceline.master.states import (
     Cancelled,
     Command,
+    Discard,
     Enqueue,
     Failed,
     Job,
@@ -43,7 +44,12 @@ def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
     """The job is over without a model; no worker of it stays."""
     stops: list[Command] = [StopWorkers(job.attempt)] if job.attempt else []
     job = replace(_stop_clock(job, now), state=state)
-    return job, [state_record(job), *stops]
+    return job, [state_record(job), *stops, *discard_checkpoints(job)]
+
+
+def discard_checkpoints(job: Job) -> list[Command]:
+    """The job has ended: it starts from none of them again."""
+    return [Discard(tuple(checkpoint.ref.blob for checkpoint in job.checkpoints))] if job.checkpoints else []
 
 
 def recover(job: Job, reason: str, now: float) -> Outcome:
@@ -56,6 +62,18 @@ def recover(job: Job, reason: str, now: float) -> Outcome:
         return end(job, Failed(error.to_json()), now)
     job = replace(_stop_clock(job, now), state=Recovering(reason))
     return job, [Record("attempt_lost", {"reason": reason}), state_record(job), StopWorkers(job.attempt)]
+
+
+def fall_back(job: Job, reason: str, now: float) -> Outcome:
+    """The newest checkpoint can't be loaded: go back to the one before it, or to the first step."""
+    lost, *older = job.checkpoints
+    again = older[0].ref.step if older else 0
+    # no fruitless attempt of the workers: what bounds it is the number of checkpoints
+    job = replace(job, checkpoints=tuple(older), fruitless=job.fruitless - 1)
+    job, commands = recover(job, f"the checkpoint of step {lost.ref.step} can't be loaded: {reason}", now)
+    record = Record("checkpoint_lost", {"step": lost.ref.step, "reason": reason, "resumes_from": again})
+    # its name must be free: training writes the very same bytes again
+    return job, [record, Discard((lost.ref.blob,), damaged=True), *commands]
 
 
 def rejoin_queue(job: Job, reason: str) -> Outcome:

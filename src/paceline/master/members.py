@@ -83,6 +83,21 @@ def drop(state: Running, rank: int, reason: str) -> Running:
     )
 
 
+def resize(state: Running, workers: int) -> tuple[Running, tuple[int, ...]]:
+    """(the state with this many workers as its target, who is to be stopped).
+
+    Those that do not train yet go first, and at once; members leave as soon as they can be spared.
+    """
+    target = min(workers, state.plan.microbatches)
+    members = [rank for rank in state.members if rank not in state.leaving]
+    ready = [rank for rank in sorted(state.workers) if rank not in (*state.members, *state.leaving)]
+    surplus = [*members, *ready, *sorted(state.building)][target:]
+    dropped = tuple(rank for rank in surplus if rank not in members)
+    for rank in dropped:
+        state = drop(state, rank, "released")
+    return replace(state, target=target, leaving=state.leaving | (set(surplus) & set(members))), dropped
+
+
 def broken(state: Running) -> Running:
     """The members lost each other: whoever is left needs a new group, even if they are the same."""
     return replace(state, group=state.group.model_copy(update={"members": ()}))

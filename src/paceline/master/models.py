@@ -9,11 +9,19 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, float: Double, str: Text}  # noqa: RUF012 - SQLAlchemy's own form
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
+        dict[str, Any]: JSON,
+        list[dict[str, Any]]: JSON,
+        float: Double,
+        str: Text,
+    }
 
 
 class JobRow(Base):
-    """One submitted job. submission, plan, progress, checkpoint, delivery: the models' JSON."""
+    """One submitted job. submission, plan, training, checkpoints (newest first), delivery: the models' JSON.
+
+    wish: how many workers the user asked for since it was submitted.
+    """
 
     __tablename__ = "jobs"
 
@@ -27,12 +35,13 @@ class JobRow(Base):
     elapsed_s: Mapped[float]
     plan: Mapped[dict[str, Any] | None]
     training: Mapped[dict[str, Any]]
-    checkpoint: Mapped[dict[str, Any] | None]
+    checkpoints: Mapped[list[dict[str, Any]] | None]
     delivery: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
     delivered_at: Mapped[float | None]
+    wish: Mapped[int | None]
 
 
 class EventRow(Base):

@@ -29,7 +29,7 @@ def expired(rows: Sequence[JobRow], now: float) -> list[JobRow]:
 
 
 def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
-    """All blobs that a job may still need."""
+    """All blobs that a job may still need; the checkpoints, as long as it may be resumed."""
     used: set[str] = set()
     for row in rows:
         at = expires_at(row)
@@ -37,5 +37,6 @@ def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
             continue
         used |= {blob for package in Submission.model_validate(row.submission).packages for blob in package.blobs}
         used |= {row.delivery["blob"]} if row.delivery else set()
-        used |= {row.checkpoint["ref"]["blob"]} if row.checkpoint else set()
+        if row.ended_at is None:
+            used |= {checkpoint["ref"]["blob"] for checkpoint in row.checkpoints or ()}
     return used

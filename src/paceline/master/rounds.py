@@ -9,12 +9,13 @@ from typing import Any
 from paceline.errors import NonFinite
 from paceline.grid import Grid
 from paceline.master import members
-from paceline.master.ends import end, recover, state_record
+from paceline.master.ends import discard_checkpoints, end, recover, state_record
 from paceline.master.states import (
     Checkpoint,
     Command,
     Commit,
     Delivery,
+    Discard,
     Enqueue,
     Failed,
     Job,
@@ -48,8 +49,10 @@ from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, i
 
 ROUND_TARGET_S = 0.5
 CHECKPOINT_EVERY_S = 30.0
+KEPT_CHECKPOINTS = 2
 SAVE_BOUND_S = 600.0
 PEER_LOST_BOUND_S = 3.0
+MAX_TORN_ROUNDS = 5
 
 
 def answered(job: Job, state: Running, rank: int, message: FromWorker, now: float) -> Outcome:
@@ -104,9 +107,11 @@ def _failed(job: Job, state: Running, rank: int, error: dict[str, Any], now: flo
 def _checkpointed(job: Job, state: Running, ref: CheckpointRef) -> Outcome:
     if state.pending is None or state.pending.step != ref.step:
         return job, []
-    checkpoint = Checkpoint(ref=ref, training=state.pending)
-    job = replace(job, checkpoint=checkpoint, state=replace(state, pending=None))
-    return job, [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes})]
+    checkpoints = (Checkpoint(ref=ref, training=state.pending), *job.checkpoints)
+    dropped = tuple(checkpoint.ref.blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:])
+    job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=replace(state, pending=None))
+    discard: list[Command] = [Discard(dropped)] if dropped else []
+    return job, [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
 
 
 # ---- the end of a round ----
@@ -147,12 +152,19 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
             workers[rank] = members.note_speed(workers[rank], answer)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
     state = replace(state, workers=workers, rounds=state.rounds + 1)
-    if any(isinstance(answer, PeerLost) for answer in done.values()):
+    torn = [answer.reason for answer in done.values() if isinstance(answer, PeerLost)]
+    if torn:
         state = members.broken(state)
+    if furthest.losses or not torn:
+        state = replace(state, torn=0)
+    elif not state.lost:  # a death explains itself, and is bounded by the attempts
+        state = replace(state, torn=state.torn + 1)
     if order.checkpoint and not furthest.losses:
         state = replace(state, pending=None)  # it may not have got so far as to write it
     if isinstance(furthest, Trained) and furthest.losses:
         state = replace(state, step_s=furthest.seconds / len(furthest.losses))
+    if state.torn >= MAX_TORN_ROUNDS:
+        return recover(job, f"the workers lost each other {state.torn} times in a row; the last: {torn[-1]}", now)
     if not furthest.losses:
         return advance(replace(job, state=state), state, now)
     to_step = order.from_step + len(furthest.losses)
@@ -348,4 +360,4 @@ def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
         hardware_class=state.plan.hardware_class,
     )
     job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
-    return job, [state_record(job), StopWorkers(job.attempt)]
+    return job, [state_record(job), StopWorkers(job.attempt), *discard_checkpoints(job)]

@@ -22,6 +22,8 @@ from paceline.plan import Placement, Plan
 from paceline.spec import Submission
 from paceline.stop import StopCondition
 
+MAX_FAILED_JOINS = 3
+
 
 class Training(BaseModel):
     """What is committed: it names the model's state exactly, and goes back to a checkpoint's as a whole."""
@@ -93,12 +95,16 @@ class Queued:
 
 @dataclass(frozen=True)
 class Starting:
-    """building: started workers that are not ready, with their address once they have said hello."""
+    """building: started workers that are not ready, with their address once they have said hello.
+
+    draining: nodes that are to be given back; their workers leave once others can go on.
+    """
 
     plan: Plan
     building: Mapping[int, tuple[Placement, str]]
     workers: Mapping[int, Worker] = field(default_factory=dict)
     fingerprints: Mapping[int, str] = field(default_factory=dict)
+    draining: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Running:
 
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
+    failed_joins: workers in a row that were to join and never became ready. torn: rounds in a row in which the members
+    lost each other, though none of them was gone, and trained no step.
     """
 
     plan: Plan
@@ -132,6 +140,8 @@ class Running:
     step_s: float | None = None
     rounds: int = 0
     pending: Training | None = None
+    failed_joins: int = 0
+    torn: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,8 @@ TERMINAL = (Succeeded, Failed, Cancelled)
 class Job:
     """attempt: of the present or last gang start, 0 before the first. furthest: the last step ever committed.
 
-    fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`.
+    fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
+    the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
     """
 
     id: str
@@ -182,7 +193,13 @@ class Job:
     furthest: int = 0
     elapsed_s: float = 0.0
     training: Training = field(default_factory=Training)
-    checkpoint: Checkpoint | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    wish: int | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest."""
+        return self.checkpoints[0] if self.checkpoints else None
 
     @property
     def state_name(self) -> str:
@@ -192,7 +209,7 @@ class Job:
     def wanted(self) -> int:
         """How many more workers a running job could use."""
         state = self.state
-        if not isinstance(state, Running) or state.stopping:
+        if not isinstance(state, Running) or state.stopping or state.failed_joins >= MAX_FAILED_JOINS:
             return 0
         staying = len(set(state.workers) - state.leaving) + len(state.building)
         return max(0, state.target - staying)
@@ -258,7 +275,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class ScaleRequested:
-    """Train with so many workers from the next round on."""
+    """Train with so many workers from the next round, or the next attempt, on."""
 
     workers: int
 
@@ -333,6 +350,14 @@ class RollBack:
 
 
 @dataclass(frozen=True)
+class Discard:
+    """This job no longer needs these checkpoints' blobs. damaged: nobody does."""
+
+    blobs: tuple[str, ...]
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
 class Record:
     """A row of the job's history, for whoever watches."""
 
@@ -340,5 +365,5 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Record
+Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Record
 Outcome = tuple[Job, list[Command]]

@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
 from paceline.master.models import CommitRow, EventRow, JobRow, TokenRow
-from paceline.master.states import TERMINAL, Checkpoint, Commit, Failed, Job, Record, RollBack, Succeeded
+from paceline.master.states import TERMINAL, Commit, Failed, Job, Record, RollBack, Succeeded
 from paceline.plan import Plan
 from paceline.spec import Submission
 
-HEAD = "0001"
+HEAD = "0003"
 
 
 class Store:
@@ -29,7 +29,7 @@ class Store:
             event.listen(self._engine, "connect", _tune_sqlite)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
         with self._engine.begin() as connection:
-            _migrate(connection)
+            migrate(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -49,6 +49,7 @@ class Store:
             attempt=0,
             elapsed_s=0.0,
             training={},
+            checkpoints=[],
             created_at=now,
         )
         try:
@@ -125,7 +126,7 @@ class Store:
         row = self.job(job_id)
         with self._sessions.begin() as session:
             kept = {**(row.delivery or {}), "blob": ""}
-            session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoint=None))
+            session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoints=[]))
 
     # ---- tokens ----
 
@@ -144,8 +145,9 @@ def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
         "state": job.state_name,
         "attempt": job.attempt,
         "elapsed_s": job.elapsed_s,
+        "wish": job.wish,
         "training": job.training.model_dump(mode="json"),
-        "checkpoint": job.checkpoint.model_dump(mode="json") if isinstance(job.checkpoint, Checkpoint) else None,
+        "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
     }
     if plan is not None:
         columns["plan"] = plan.model_dump(mode="json")
@@ -179,10 +181,10 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _migrate(connection: Connection) -> None:
-    """Bring the schema to HEAD. Alembic is loaded only when there is something to do: it costs a start 0.3 s."""
+def migrate(connection: Connection, version: str = HEAD) -> None:
+    """Bring the schema to a version. Alembic is loaded only when there is something to do: it costs a start 0.3 s."""
     known = inspect(connection).has_table("alembic_version")
-    if known and connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD:
+    if known and connection.scalar(text("SELECT version_num FROM alembic_version")) == version:
         return
     from alembic import command
     from alembic.config import Config
@@ -190,7 +192,7 @@ def _migrate(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    command.upgrade(config, version)
 
 
 def _told(error: OperationalError) -> PacelineError:

@@ -36,16 +36,18 @@ class Room:
     excluded: bool = False
 
 
-def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> Plan:
+def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts, wish: int | None = None) -> Plan:
     """Choose the nodes for a job, all of its workers at once.
 
+    wish: workers that the user asked for since; as many of them as fit now, whatever `options` say.
     Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended.
     """
     memory = options.resources.memory or worker_memory(facts)
     device = _device(nodes, options)
     rooms = [_room(node, options, memory, device) for node in nodes]
-    rooms = _of_one_class(rooms, options.resources.workers or 1) if options.reproducible else rooms
-    wanted, why = _wanted(options, facts, rooms)
+    least = 1 if wish is not None else options.resources.workers or 1
+    rooms = _of_one_class(rooms, least) if options.reproducible else rooms
+    wanted, why = _wanted(options, facts, rooms, wish)
     slots = _take(rooms, wanted)
     if len(slots) < wanted:
         raise _unplaceable(rooms, options, memory, device, wanted)
@@ -60,14 +62,16 @@ def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts) -> 
         cores_per_worker=options.threads,
         memory_per_worker=memory,
         microbatches=options.microbatches,
-        most_workers=most_workers(options, facts),
+        most_workers=most_workers(options, facts, wish),
         summary=why,
         reasons=tuple(_reason(room, workers, memory) for room in rooms),
     )
 
 
-def most_workers(options: TrainOptions, facts: Facts) -> int:
+def most_workers(options: TrainOptions, facts: Facts, wish: int | None = None) -> int:
     """As many workers as the job would use on a large cluster."""
+    if wish is not None:
+        return min(wish, options.microbatches)
     if options.resources.workers is not None:
         return options.resources.workers
     return options.microbatches if _step_flop(options, facts) >= WORTH_SPLITTING_FLOP else 1
@@ -149,8 +153,12 @@ def _of_other_bits(room: Room, best: str) -> Room:
     return Room(room.node, (), 0, reason, excluded=True)
 
 
-def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple[int, str]:
+def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room], wish: int | None) -> tuple[int, str]:
     """(number of workers, why)."""
+    slots = sum(len(room.now) for room in rooms)
+    if wish is not None:
+        workers = max(1, min(wish, slots, options.microbatches))
+        return workers, f"{workers} of the {wish} workers that the job was scaled to: {slots} places are free"
     asked = options.resources.workers
     if asked is not None:
         if asked > options.microbatches:
@@ -162,7 +170,6 @@ def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room]) -> tuple
             )
         return asked, f"{asked} worker{'s' if asked > 1 else ''}, as asked for"
     flop = _step_flop(options, facts)
-    slots = sum(len(room.now) for room in rooms)
     if flop < WORTH_SPLITTING_FLOP:
         known = (
             f"a step is about {flop:.2g} FLOP"

@@ -70,6 +70,15 @@ def training_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer, bes
     return save(tensors, metadata=metadata)
 
 
+def _take_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """State of a parameter's shape lies in memory as the parameter does: kernels give other bits for other layouts."""
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                like = torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False)
+                entries[key] = like.copy_(value)
+
+
 def save_training(tensors: Tensors, metadata: dict[str, str], path: Path) -> None:
     save_file(tensors, path, metadata=metadata)
 
@@ -86,5 +95,6 @@ def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
             _, index, key = name.split("/", 2)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})
+    _take_layouts(optimizer)
     best = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
     return best or None

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paceline.digest import file_sha256
+from paceline.errors import Corrupt
 from paceline.spec import PackageRef
 from paceline.transfer import BlobStore
 
@@ -33,6 +35,23 @@ class NodeCache:
             if not path.exists():
                 self._store.download(name, path)
         return path
+
+    def checked(self, name: str) -> Path:
+        """The blob's file, whose bytes are those of its name. Raises Corrupt, or NotFound where it is gone."""
+        path = self.path(name)
+        if _holds(path, name):
+            return path
+        if path.parent in self._shared:
+            raise Corrupt(f"the file of blob {name[:12]}… does not hold the bytes that its name says.")
+        path.unlink()
+        return self.path(name)  # what is fetched anew is checked on its way
+
+
+def _holds(path: Path, name: str) -> bool:
+    try:
+        return file_sha256(path) == name
+    except OSError:  # a disk that can't read it back
+        return False
 
 
 def open_package(ref: PackageRef, cache: NodeCache) -> Any:

@@ -14,14 +14,16 @@ from pathlib import Path
 import httpx
 import psutil
 
-from paceline.errors import PacelineError, ProtocolError, UserCodeError
+from paceline.errors import Corrupt, NotFound, PacelineError, ProtocolError, UserCodeError
 from paceline.messages import (
     EvaluateRound,
     Message,
+    Ready,
     SaveRound,
     Setup,
     ToWorker,
     TrainRound,
+    Unloadable,
     WorkerFailed,
     WorkerHello,
 )
@@ -79,8 +81,7 @@ class WorkerProcess:
         """Do an order. What goes wrong is an answer too."""
         try:
             if isinstance(order, Setup):
-                self._job = self._build(order)
-                return self._job.ready()
+                return self._set_up(order)
             if self._job is None:
                 raise ProtocolError("an order came before the setup.")
             return _do(self._job, order)
@@ -94,13 +95,19 @@ class WorkerProcess:
         except Exception as error:  # noqa: BLE001 - the user's own; it travels to them whole
             return WorkerFailed(error=_user_error(error).to_json())
 
-    def _build(self, setup: Setup) -> TrainingJob:
+    def _set_up(self, setup: Setup) -> Ready | Unloadable:
         env = self._env
         cache = NodeCache(Path(env.cache), [Path(folder) for folder in env.shared], self._blobs)
         with self._monitor.doing("building"):
-            return TrainingJob(
+            if setup.checkpoint is not None:
+                try:
+                    cache.checked(setup.checkpoint.blob)
+                except (Corrupt, NotFound) as damaged:
+                    return Unloadable(step=setup.checkpoint.step, reason=damaged.fact)
+            self._job = TrainingJob(
                 setup, cache, self._blobs, Path(env.scratch), env.address, self._channel.send, self._monitor
             )
+        return self._job.ready()
 
 
 def _do(job: TrainingJob, order: ToWorker) -> Message:

@@ -30,6 +30,8 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 KEEP_ALIVE_S = 15.0
 LOG_PAGE_BYTES = 256 * 1024
 
+Place = Annotated[int, Query(ge=0, lt=2**53)]
+
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[allow("client")])
 
 
@@ -165,16 +167,22 @@ async def cancel(master: The, job_id: str) -> JobView:
 
 @router.post("/{job_id}/scale")
 async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) -> JobView:
-    """Train with so many workers from the next round on; the model stays the same."""
+    """Train with so many workers from the next round on, or from its start where the job waits. The model stays."""
     row = await run_in_threadpool(master.store.job, job_id)
-    if row.state != "RUNNING":
-        raise Conflict(f"job {job_id} is {row.state}; only a running job can be scaled.", "Wait until it runs.")
+    if row.state in ENDED:
+        raise Conflict(f"job {job_id} is {row.state}; it trains no more.", "Submit it again.")
+    cells = row.submission["options"]["microbatches"]
+    if workers > cells:
+        raise InvalidSpec(
+            f"{workers} workers were asked for, and job {job_id} cuts a batch into {cells} microbatches.",
+            f"Ask for at most {cells} workers.",
+        )
     master.controller.post(row.id, ScaleRequested(workers))
     return view(master, row)
 
 
 @router.get("/{job_id}/events")
-async def events(master: The, job_id: str, after: int = 0, follow: bool = True) -> StreamingResponse:
+async def events(master: The, job_id: str, after: Place = 0, follow: bool = True) -> StreamingResponse:
     """Server-sent events from `after` on, live until the job has ended; without `follow`, those so far."""
     await run_in_threadpool(master.store.job, job_id)
     return StreamingResponse(_stream(master, job_id, after, follow), media_type="text/event-stream")
@@ -267,7 +275,7 @@ async def workers(master: The, job_id: str) -> list[WorkerView]:
 
 
 @router.get("/{job_id}/logs")
-def logs(master: The, job_id: str, offset: int = 0) -> LogPage:
+def logs(master: The, job_id: str, offset: Place = 0) -> LogPage:
     """What the job's workers printed, from a byte offset on."""
     master.store.job(job_id)
     path = master.logs / f"{job_id}.log"

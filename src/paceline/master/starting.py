@@ -1,0 +1,146 @@
+"""The gang start of an attempt: all workers build, what they built is compared, and training begins. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from paceline.errors import DataMismatch
+from paceline.grid import Grid
+from paceline.master import members
+from paceline.master.ends import end, fall_back, state_record
+from paceline.master.rounds import advance
+from paceline.master.states import (
+    Checkpoint,
+    Failed,
+    Job,
+    Late,
+    Outcome,
+    Record,
+    Running,
+    Send,
+    SetTimer,
+    Starting,
+    StartWorkers,
+    Tick,
+    Worker,
+)
+from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
+from paceline.plan import Placement, Plan
+
+SETUP_BOUND_S = 900.0
+TICK_S = 1.0
+SETUP = "setup"
+
+Building = Mapping[int, tuple[Placement, str]]
+
+
+def start(job: Job, plan: Plan) -> Outcome:
+    """The next attempt, as it was planned."""
+    attempt = job.attempt + 1
+    building = {placement.rank: (placement, "") for placement in plan.workers}
+    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=Starting(plan, building))
+    return job, [
+        Record("planned", {"attempt": attempt, "summary": plan.summary}),
+        state_record(job),
+        StartWorkers(attempt, plan.workers),
+        SetTimer(SETUP_BOUND_S, Late(attempt, SETUP)),
+    ]
+
+
+def build(job: Job, state: Starting, rank: int, message: FromWorker, now: float) -> Outcome:
+    """A message of a worker that is not ready yet."""
+    match message:
+        case WorkerHello():
+            state = replace(state, building=greeted(state.building, rank, message))
+            setup = setup_of(job, state.building[rank][0], job.checkpoint)
+            return replace(job, state=state), [Send(job.attempt, rank, setup)]
+        case Ready():
+            building, worker = built(state.building, rank, message, job.checkpoint, now)
+            state = replace(
+                state,
+                building=building,
+                workers={**state.workers, rank: worker},
+                fingerprints={**state.fingerprints, rank: message.fingerprint},
+            )
+            job = replace(job, state=state)
+            return (job, []) if building else _begin(job, state, message, now)
+        case Unloadable(step=at, reason=reason) if job.checkpoint is not None and job.checkpoint.ref.step == at:
+            return fall_back(job, reason, now)
+        case WorkerFailed(error=error):
+            return end(job, Failed(error), now)
+    return job, []
+
+
+def greeted(building: Building, rank: int, hello: WorkerHello) -> Building:
+    """The same, with the worker's address."""
+    return {**building, rank: (building[rank][0], hello.address)}
+
+
+def built(
+    building: Building, rank: int, ready: Ready, loaded: Checkpoint | None, now: float
+) -> tuple[Building, Worker]:
+    """The others that are still building, and the worker that is ready."""
+    placement, address = building[rank]
+    at = loaded.ref.step if loaded else 0
+    worker = Worker(placement, address, ready.store_port, step=at, moved_at=now, beat_at=now)
+    return {r: started for r, started in building.items() if r != rank}, worker
+
+
+def setup_of(job: Job, placement: Placement, load: Checkpoint | None) -> Setup:
+    """What a worker is told to build."""
+    return Setup(
+        submission=job.submission,
+        rank=placement.rank,
+        device=placement.device,
+        checkpoint=load.ref if load else None,
+    )
+
+
+def drain(job: Job, state: Starting, node_id: str) -> Outcome:
+    """The node's workers are released once training has begun and others can go on."""
+    there = [placement.rank for placement in state.plan.workers if placement.node_id == node_id]
+    if not there or node_id in state.draining:
+        return job, []
+    job = replace(job, state=replace(state, draining=state.draining | {node_id}))
+    return job, [Record("draining", {"node": node_id, "ranks": there})]
+
+
+def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
+    """Everyone is ready: compare what they built, and train."""
+    options = job.submission.options
+    names = {members.named(worker.placement): state.fingerprints[rank] for rank, worker in state.workers.items()}
+    if len(set(names.values())) > 1:
+        return end(job, Failed(mismatch(names).to_json()), now)
+    ranks = tuple(sorted(state.workers))
+    running = Running(
+        plan=state.plan,
+        grid=Grid(ready.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed),
+        fingerprint=ready.fingerprint,
+        members=ranks,
+        workers=state.workers,
+        group=Group(key="", host="", port=0, members=(), shares=()),
+        since=now,
+        checkpointed_at=now,
+        target=max(len(ranks), state.plan.most_workers),
+        next_rank=len(ranks),
+        leaving=frozenset(r for r, worker in state.workers.items() if worker.placement.node_id in state.draining),
+    )
+    running = members.form(running, job.id, job.attempt, ranks)
+    if job.wish is not None:  # nobody but members is there, so that nobody has to be stopped
+        running, _ = members.resize(running, job.wish)
+    training = job.training.model_copy(update={"train_samples": ready.train_samples})
+    job = replace(job, training=training, state=running)
+    announcement = state_record(job)
+    job, commands = advance(job, running, now)
+    return job, [announcement, *commands, SetTimer(TICK_S, Tick(job.attempt))]
+
+
+def mismatch(fingerprints: Mapping[str, str]) -> DataMismatch:
+    """fingerprints: of the data that each worker built, by its name."""
+    found = "; ".join(f"{name} has {fingerprint}" for name, fingerprint in sorted(fingerprints.items()))
+    return DataMismatch(
+        f"the workers built different data: {found}.",
+        "Make the builder return the same samples in the same order on every node (sort file lists, fix versions).",
+        fingerprints=dict(fingerprints),
+    )
