@@ -32,19 +32,19 @@ class Limits:
         self._folders = [self._cpu, *([_mount("memory") / name] if memory else [])]
 
     @property
+    def entries(self) -> list[str]:
+        """The files into which a process writes its id to enter; the children that it has already stay outside."""
+        return [str(folder / "cgroup.procs") for folder in self._folders]
+
+    @property
     def within(self) -> list[str]:
         """The start of a command line; what follows runs in this group."""
-        return ["sh", "-c", _ENTER, "sh", *(str(folder / "cgroup.procs") for folder in self._folders), "--"]
+        return ["sh", "-c", _ENTER, "sh", *self.entries, "--"]
 
     def set_cores(self, cores: float | None) -> None:
         """Change the limit, also of what runs already."""
         quota_us = -1 if cores is None else max(1000, round(cores * PERIOD_US))
         (self._cpu / "cpu.cfs_quota_us").write_text(str(quota_us))
-
-    def add(self, pid: int) -> None:
-        """Take in a process; its children so far stay where they are."""
-        for folder in self._folders:
-            (folder / "cgroup.procs").write_text(str(pid))
 
     def __enter__(self) -> Limits:
         sweep_limits()
