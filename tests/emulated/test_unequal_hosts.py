@@ -79,6 +79,16 @@ def test_a_host_that_vanishes_before_speeds_are_known_is_given_up_too(whole: Emu
     ends_well(job, reference)
 
 
+def test_a_job_whose_only_host_is_cut_off_goes_on_on_another(whole: EmulatedCluster, reference: str) -> None:
+    job = submit(whole, resources=pl.Resources(workers=1, nodes=("a", "b")))
+    wait_for_step(job, 60)
+    [worker] = job.plan.workers
+    whole.partition(worker.node_name)
+    ends_well(job, reference)
+    assert {place.node_name for place in job.plan.workers} == {"a", "b"} - {worker.node_name}
+    assert job.info()["attempt"] == 2
+
+
 def test_a_host_comes_back_after_a_partition_and_trains_again(whole: EmulatedCluster, reference: str) -> None:
     whole.partition("b")
     wait_until(lambda: "b" not in [node.name for node in whole.client.nodes()])
