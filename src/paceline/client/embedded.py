@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,13 @@ class EmbeddedMaster:
             self.temporary.cleanup()
 
 
-def start_master(settings: MasterSettings) -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """Start a master as a child and wait until it serves. Raises its error where it can't."""
+def start_master(settings: MasterSettings, within: Sequence[str] = ()) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """Start a master as a child and wait until it serves. Raises its error where it can't.
+
+    within: a command that runs the rest of its line in other surroundings, such as a network namespace.
+    """
     # -P: a user's file in the working folder, say json.py, must not pass for a module of ours
-    command = [sys.executable, "-P", "-m", "paceline.master", settings.model_dump_json()]
+    command = [*within, sys.executable, "-P", "-m", "paceline.master", settings.model_dump_json()]
     # in a group of its own: a Ctrl-C in the terminal is for the parent, which ends the master when it is ready to
     process = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0

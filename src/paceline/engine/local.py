@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 
 from paceline.engine.protocol import AgentArgs
 from paceline.errors import Unauthorized, VersionMismatch
@@ -55,14 +56,17 @@ class LocalEngine:
             end_agent(process)
 
 
-def spawn_agent(args: AgentArgs) -> subprocess.Popen[bytes]:
+def spawn_agent(args: AgentArgs, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start an agent that ends when its stdin does, and so with this process at the latest.
+
+    within: a command that runs the rest of its line in other surroundings: a namespace, a group with limits.
 
     It does not get the engine's or the master's secrets from the environment: its workers run user code.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PACELINE_"))}
     # -P: see client/embedded.py
-    process = subprocess.Popen([sys.executable, "-P", "-m", "paceline.engine.agent"], stdin=subprocess.PIPE, env=env)
+    command = [*within, sys.executable, "-P", "-m", "paceline.engine.agent"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)  # noqa: S603
     assert process.stdin is not None
     process.stdin.write(args.model_dump_json().encode() + b"\n")
     process.stdin.flush()

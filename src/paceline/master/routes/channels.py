@@ -29,6 +29,7 @@ from paceline.messages import (
 )
 
 FORBIDDEN = 4403
+AGENT_SILENT_BOUND_S = 15.0  # it reports its load every two seconds; TCP notices a pulled cable after many minutes
 
 log = structlog.get_logger("channels")
 router = APIRouter(prefix="/channels")
@@ -65,7 +66,7 @@ async def agent(socket: WebSocket) -> None:
     await socket.accept()
     node_id: str | None = None
     try:
-        hello = from_agent.validate_json(await socket.receive_text())
+        hello = await _heard(socket)
         if not isinstance(hello, AgentHello):
             return
         try:
@@ -78,14 +79,24 @@ async def agent(socket: WebSocket) -> None:
             log.info("node_joined", node=node_id, cores=hello.cores, hardware_class=hello.hardware_class)
             send(Welcome(node_id=node_id))
             master.controller.capacity_changed()
-            async for text in socket.iter_text():
-                _agent_says(master, node_id, from_agent.validate_json(text))
+            with contextlib.suppress(WebSocketDisconnect):  # the ordinary way to leave
+                while True:
+                    _agent_says(master, node_id, await _heard(socket))
+    except TimeoutError:
+        log.warning("agent_silent", node=node_id, bound_s=AGENT_SILENT_BOUND_S)
     except (WebSocketDisconnect, ValidationError) as error:
         log.warning("agent_channel_broke", node=node_id, error=str(error)[:200])
     finally:
         if node_id is not None:
             log.info("node_left", node=node_id)
             master.controller.node_left(node_id)
+
+
+async def _heard(socket: WebSocket) -> FromAgent:
+    """An agent's next message. Raises TimeoutError where it is silent for long, WebSocketDisconnect where it left."""
+    async with asyncio.timeout(AGENT_SILENT_BOUND_S):
+        text = await socket.receive_text()
+    return from_agent.validate_json(text)
 
 
 def _agent_says(master: Master, node_id: str, message: FromAgent) -> None:
