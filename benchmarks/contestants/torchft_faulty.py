@@ -1,0 +1,89 @@
+"""torchft's DDP, as its own train_ddp.py has it: a replica group of one worker for each of the two.
+
+`python torchft_faulty.py FOLDER EVERY` starts the lighthouse and a `torchrun` for each group, which runs this file
+again with REPLICA_GROUP_ID set. A worker that is alone goes on with its own half of each batch.
+"""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import faulty
+import steady
+import torch
+from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo
+from torchft.coordination import LighthouseServer
+
+RESTARTS = 1000
+# its README's; a lost group is noticed after five of its default second, as in its own tests
+LIGHTHOUSE = {"min_replicas": 1, "quorum_tick_ms": 100, "join_timeout_ms": 10_000, "heartbeat_timeout_ms": 1000}
+
+
+def launch(folder: str, every: str) -> None:
+    lighthouse = LighthouseServer(bind="127.0.0.1:0", **LIGHTHOUSE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    groups = [
+        subprocess.Popen(
+            [*torchrun, f"--max-restarts={RESTARTS}", __file__, folder, every],
+            env={**os.environ, "TORCHFT_LIGHTHOUSE": lighthouse.address(), "REPLICA_GROUP_ID": str(group)},
+        )
+        for group in range(faulty.WORKERS)
+    ]
+    for group in groups:
+        group.wait()
+    raise SystemExit("both groups ended")
+
+
+def train(folder: Path, every: int, group: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    x, y = faulty.work.data()
+    grid, path = faulty.grid_of(x), folder / "snapshot.pt"
+    net = faulty.work.model()
+    inner = steady.optimizer(net.parameters())
+
+    def load(state: dict) -> None:
+        net.load_state_dict(state["model"])
+        inner.load_state_dict(state["optimizer"])
+
+    def state() -> dict:
+        return {"model": net.state_dict(), "optimizer": inner.state_dict()}
+
+    manager = Manager(
+        pg=ProcessGroupGloo(timeout=timedelta(seconds=5)),
+        min_replica_size=1,
+        load_state_dict=load,
+        state_dict=state,
+        replica_id=f"group_{group}",
+        timeout=timedelta(seconds=30),
+    )
+    if path.exists():
+        snapshot = torch.load(path)
+        load(snapshot)
+        manager.load_state_dict(snapshot["manager"])
+    wrapped = DistributedDataParallel(manager, net)
+    optimizer = Optimizer(manager, inner)
+    log = faulty.StepLog(folder)
+    while True:
+        log.begin()
+        index = torch.from_numpy(grid.cell_samples(manager.current_step(), group))
+        optimizer.zero_grad()
+        loss = faulty.loss(wrapped(x[index]), y[index])
+        loss.backward()
+        before = manager.batches_committed()
+        optimizer.step()
+        if manager.batches_committed() == before:
+            continue  # a group was lost: the step was not committed
+        done = manager.current_step()
+        log.end(done, manager.batches_committed() * grid.cell_size, loss.item())
+        if group == 0 and done % every == 0:
+            faulty.save(path, **state(), manager=manager.state_dict())
+
+
+if __name__ == "__main__":
+    if "REPLICA_GROUP_ID" in os.environ:
+        train(Path(sys.argv[1]), int(sys.argv[2]), int(os.environ["REPLICA_GROUP_ID"]))
+    else:
+        launch(*sys.argv[1:])
