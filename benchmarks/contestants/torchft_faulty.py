@@ -1,7 +1,10 @@
-"""torchft's DDP, as its own train_ddp.py has it: a replica group of one worker for each of the two.
+"""torchft as in its own train_ddp.py: a replica group of one worker for each of the two.
 
 `python torchft_faulty.py FOLDER EVERY` starts the lighthouse and a `torchrun` for each group, which runs this file
 again with REPLICA_GROUP_ID set. A worker that is alone goes on with its own half of each batch.
+
+Gradients go through `Manager.allreduce`, not through the `DistributedDataParallel` of train_ddp.py: that of 0.2.0 ends
+the survivor too (`assert fut._fut` in its hook) when an all-reduce of gloo fails.
 """
 
 import os
@@ -13,7 +16,8 @@ from pathlib import Path
 import faulty
 import steady
 import torch
-from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo
+from torch.nn.utils import parameters_to_vector
+from torchft import Manager, Optimizer, ProcessGroupGloo
 from torchft.coordination import LighthouseServer
 
 RESTARTS = 1000
@@ -34,6 +38,14 @@ def launch(folder: str, every: str) -> None:
     for group in groups:
         group.wait()
     raise SystemExit("both groups ended")
+
+
+def average(gradients: list[torch.Tensor], manager: Manager) -> None:
+    """Over all groups; where one is lost, the values are worthless and the step will not be committed."""
+    flat = parameters_to_vector(gradients)
+    manager.allreduce(flat).wait()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def train(folder: Path, every: int, group: int) -> None:
@@ -63,15 +75,15 @@ def train(folder: Path, every: int, group: int) -> None:
         snapshot = torch.load(path)
         load(snapshot)
         manager.load_state_dict(snapshot["manager"])
-    wrapped = DistributedDataParallel(manager, net)
     optimizer = Optimizer(manager, inner)
     log = faulty.StepLog(folder)
     while True:
         log.begin()
         index = torch.from_numpy(grid.cell_samples(manager.current_step(), group))
         optimizer.zero_grad()
-        loss = faulty.loss(wrapped(x[index]), y[index])
+        loss = faulty.loss(net(x[index]), y[index])
         loss.backward()
+        average([p.grad for p in net.parameters()], manager)
         before = manager.batches_committed()
         optimizer.step()
         if manager.batches_committed() == before:
