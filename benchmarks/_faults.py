@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,12 +41,16 @@ class Schedule:
 
 @dataclass
 class Phase:
-    """start, end: by the clock. every_s: None without kills. kills: when a worker was killed."""
+    """start, end: by the clock. every_s: None without kills. kills: when a worker was killed.
+
+    spared: how often none was, because none lived: the contestant had not come back from the kill before.
+    """
 
     every_s: float | None
     start: float
     end: float
     kills: list[float] = field(default_factory=list)
+    spared: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def _phase(
     phase = Phase(every_s, time.time(), time.time() + seconds)
     for moment in moments:
         _sleep_until(phase.start + moment, check)
-        phase.kills += _kill_one(folder, chance)
+        if _kill_one(folder, chance):
+            phase.kills.append(time.time())
+        else:
+            phase.spared += 1
     _sleep_until(phase.end, check)
 
     def went_on() -> bool:
@@ -116,22 +121,17 @@ def _phase(
     return phase
 
 
-def _kill_one(folder: Path, chance: random.Random) -> list[float]:
-    """Kill a random worker; when. Nothing where none lives: the contestant has not come back from the kill before."""
-    living = _living(folder)
-    if not living:
-        return []
-    os.kill(chance.choice(living), signal.SIGKILL)
-    return [time.time()]
+def _kill_one(folder: Path, chance: random.Random) -> bool:
+    """Kill a random worker; whether one lived."""
+    workers = [process for process in psutil.Process().children(recursive=True) if _is_worker(process, folder)]
+    if workers:
+        chance.choice(workers).kill()
+    return bool(workers)
 
 
-def _living(folder: Path) -> list[int]:
-    return [pid for pid in sorted(int(path.stem) for path in folder.glob("*.steps")) if _lives(pid)]
-
-
-def _lives(pid: int) -> bool:
+def _is_worker(process: psutil.Process, folder: Path) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return (folder / f"{process.pid}.steps").exists() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

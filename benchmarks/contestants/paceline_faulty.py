@@ -30,4 +30,4 @@ if __name__ == "__main__":
         for event in job.events():
             events.write(json.dumps({"kind": event.kind, **event.data}) + "\n")
             events.flush()
-    raise SystemExit(f"the job ended: {event}")
+    raise SystemExit("the job has ended")

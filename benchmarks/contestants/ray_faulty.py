@@ -1,4 +1,4 @@
-"""`python ray_faulty.py FOLDER EVERY`: a TorchTrainer that reports a checkpoint every so many steps, and never gives up."""
+"""`python ray_faulty.py FOLDER EVERY`: a TorchTrainer that reports a checkpoint every so many steps, and goes on."""
 
 import os
 import secrets

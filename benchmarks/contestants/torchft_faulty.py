@@ -10,6 +10,7 @@ the survivor too (`assert fut._fut` in its hook) when an all-reduce of gloo fail
 import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def average(gradients: list[torch.Tensor], manager: Manager) -> None:
 def train(folder: Path, every: int, group: int) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    log = faulty.StepLog(folder)
+    while len(list(folder.glob("*.steps"))) < faulty.WORKERS:
+        time.sleep(0.01)  # the first to come would train alone, and begin with another model than everybody else's
     x, y = faulty.work.data()
     grid, path = faulty.grid_of(x), folder / "snapshot.pt"
     net = faulty.work.model()
@@ -76,7 +80,6 @@ def train(folder: Path, every: int, group: int) -> None:
         load(snapshot)
         manager.load_state_dict(snapshot["manager"])
     optimizer = Optimizer(manager, inner)
-    log = faulty.StepLog(folder)
     while True:
         log.begin()
         index = torch.from_numpy(grid.cell_samples(manager.current_step(), group))
