@@ -80,12 +80,12 @@ def running(command: Sequence[str]) -> Iterator[Callable[[], None]]:
 
         def check() -> None:
             if process.poll() is not None:
-                raise ContestantFailed(
-                    f"{_short(command)} ended with {process.returncode}:\n{_tail(err)}\n{_tail(out)}"
-                )
+                raise ContestantFailed(f"it ended with {process.returncode}")
 
         try:
             yield check
+        except ContestantFailed as failed:
+            raise ContestantFailed(f"{_short(command)}: {failed}:\n{_tail(err)}\n{_tail(out)}") from failed
         finally:
             process.terminate()
             end_leftovers(within_s=STOP_WITHIN_S)

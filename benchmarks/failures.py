@@ -30,7 +30,9 @@ RESTARTS = 1_000_000
 
 
 def torchrun(folder: str, every: int) -> list[str]:
+    """Each restart gets a store of its own: in the shared one, torch 2.13's workers find the addresses of dead ones."""
     return [
+        "env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
         str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nnodes=1", "--nproc-per-node=2",
         f"--max-restarts={RESTARTS}", str(CONTESTANTS / "torchrun_faulty.py"), folder, str(every),
     ]  # fmt: skip
