@@ -11,7 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ CONTESTANTS = Path(__file__).parent / "contestants"
 PR_SET_CHILD_SUBREAPER = 36
 TAIL_CHARS = 3000
 LEAVE_WITHIN_S = 20.0
+STOP_WITHIN_S = 5.0
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -65,6 +67,31 @@ def run_alone(
         return seconds, _last_object(out)
 
 
+@contextmanager
+def running(command: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """A contestant that has no end of its own: runs meanwhile, and is then ended with all that it started.
+
+    Yields a check that raises ContestantFailed where it has ended by itself.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **ENVIRONMENT}
+        )
+
+        def check() -> None:
+            if process.poll() is not None:
+                raise ContestantFailed(f"it ended with {process.returncode}")
+
+        try:
+            yield check
+        except ContestantFailed as failed:
+            raise ContestantFailed(f"{_short(command)}: {failed}:\n{_tail(err)}\n{_tail(out)}") from failed
+        finally:
+            process.terminate()
+            end_leftovers(within_s=STOP_WITHIN_S)
+            process.wait()
+
+
 def _short(command: Sequence[str]) -> str:
     return " ".join(Path(part).name if os.sep in part else part for part in command)
 
@@ -83,9 +110,9 @@ def _last_object(file: Any) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
 
 
-def end_leftovers() -> None:
+def end_leftovers(within_s: float = LEAVE_WITHIN_S) -> None:
     """Wait for every descendant of this process to leave, and make those that do not."""
-    _, alive = psutil.wait_procs(_descendants(), timeout=LEAVE_WITHIN_S)
+    _, alive = psutil.wait_procs(_descendants(), timeout=within_s)
     for process in {*alive, *_descendants()}:
         try:
             process.send_signal(signal.SIGKILL)

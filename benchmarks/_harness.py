@@ -21,7 +21,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-VERSIONS_OF = ("paceline", "torch", "ray", "numpy")
+VERSIONS_OF = ("paceline", "torch", "ray", "torchft", "numpy")
 BUSY_FROM = 0.3  # load per core at which other work shows in the figures
 
 console = Console(width=120 if not sys.stdout.isatty() else None, highlight=False)
