@@ -26,6 +26,7 @@ from paceline.messages import (
     WorkerHello,
 )
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
+from paceline.training.data import lost_reader
 from paceline.training.diagnose import NonFiniteStep, diagnose
 from paceline.training.job import TrainingJob
 from paceline.training.monitor import Monitor
@@ -91,7 +92,9 @@ class WorkerProcess:
             return WorkerFailed(error=found.to_json() if found else {})
         except PacelineError as error:
             return WorkerFailed(error=error.to_json())
-        except Exception as error:  # noqa: BLE001 - the user's own; it travels to them whole
+        except Exception as error:  # the user's own travels to them whole
+            if lost_reader(error):
+                raise  # it ends this process, like a kill of its own, and another takes its place
             return WorkerFailed(error=_user_error(error).to_json())
 
     def _build(self, setup: Setup) -> TrainingJob:
