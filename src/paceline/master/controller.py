@@ -48,6 +48,7 @@ class Controller:
         self._jobs: dict[str, Job] = {}  # the unfinished ones
         self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
         self._wake_scheduler = asyncio.Event()
+        self._handling = asyncio.Lock()
 
     async def run(self) -> None:
         """Resume what a former master left, then serve until cancelled."""
@@ -146,12 +147,13 @@ class Controller:
     # ---- inside ----
 
     async def _handle(self, job_id: str, event: Event) -> None:
-        job = self._jobs.get(job_id)
-        if job is None:
-            return
-        after, commands = self._step(job, event)
-        if after is not job or commands:
-            await self._apply(after, commands)
+        async with self._handling:  # the scheduler's events come beside the queue's, and a step ends with its commands
+            job = self._jobs.get(job_id)
+            if job is None:
+                return
+            after, commands = self._step(job, event)
+            if after is not job or commands:
+                await self._apply(after, commands)
 
     def _step(self, job: Job, event: Event) -> states.Outcome:
         """The machine's step. A bug in it costs this job, not all of them."""
@@ -197,7 +199,9 @@ class Controller:
             case states.StartWorkers(attempt, placements):
                 assert isinstance(job.state, Starting | Running)
                 plan = job.state.plan
-                self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
+                lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
+                for key in lost:
+                    self.worker_ended(key, "its node left before it was started")
             case states.Send(attempt, rank, message):
                 worker = self._cluster.workers.get((job.id, attempt, rank))
                 if worker is not None and worker.send is not None:
@@ -232,7 +236,9 @@ class Controller:
     async def _start_waiting(self) -> bool:
         """Whether no job waits any more; the first that must wait holds back those behind it."""
         for job_id in self.queue():
-            job = self._jobs[job_id]
+            job = self._jobs.get(job_id)
+            if job is None:
+                continue  # it was cancelled while another was started
             try:
                 plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts)
             except Unplaceable as refusal:
