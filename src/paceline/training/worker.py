@@ -71,10 +71,13 @@ class WorkerProcess:
             self._job.give_up(key)
 
     def _beat(self) -> None:
-        with suppress(MasterGone):
+        """Once the channel is gone, end the process, whatever its main thread waits for: nothing it does counts now."""
+        try:
             while True:
                 time.sleep(BEAT_EVERY_S)
                 self._channel.send(self._monitor.beat())
+        except MasterGone:
+            os._exit(1)
 
     def _answer(self, order: ToWorker) -> Message:
         """Do an order. What goes wrong is an answer too."""
