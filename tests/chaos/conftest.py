@@ -8,13 +8,28 @@ from pathlib import Path
 import pytest
 
 import paceline as pl
+from paceline.testing.faults import Fault, FaultPlan
 from paceline.testing.sabotage import Sabotage
 
 from helpers import running_master, wait_until
 from points import EPOCHS, job_of
 
-RESULT_BOUND_S = 120.0
+RESULT_BOUND_S = 150.0
 EndsWell = Callable[[pl.Job], pl.Result]
+Inflict = Callable[[FaultPlan, pl.Job], list[Fault]]
+FAULTS = pytest.StashKey[list[int]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = config.stash.get(FAULTS, [])
+    if counts:
+        terminalreporter.write_line(f"chaos: {sum(counts)} faults struck in {len(counts)} tests")
+
+
+@pytest.fixture
+def count_faults(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Adds to what the run's last lines tell."""
+    return request.config.stash.setdefault(FAULTS, []).append
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +61,28 @@ def ends_well(reference: str) -> EndsWell:
 
 
 @pytest.fixture
-def sabotage(tmp_path: Path) -> Callable[..., Sabotage]:
+def sabotage(tmp_path: Path, count_faults: Callable[[int], None]) -> Iterator[Callable[..., Sabotage]]:
     """Makes faults with folders of their own."""
+    made: list[Sabotage] = []
 
     def make(**fields: object) -> Sabotage:
-        folder = tmp_path / f"fault-{len(list(tmp_path.iterdir()))}"
+        folder = tmp_path / f"fault-{len(made)}"
         folder.mkdir()
-        return Sabotage(str(folder), **fields)  # type: ignore[arg-type]
+        made.append(Sabotage(str(folder), **fields))  # type: ignore[arg-type]
+        return made[-1]
 
-    return make
+    yield make
+    count_faults(sum(fault.struck() for fault in made))
+
+
+@pytest.fixture
+def inflict(count_faults: Callable[[int], None]) -> Inflict:
+    """Runs a plan against a job; returns, and prints, what hit."""
+
+    def run(plan: FaultPlan, job: pl.Job) -> list[Fault]:
+        hit = plan.run(job)
+        print(*hit, sep="\n")
+        count_faults(len(hit))
+        return hit
+
+    return run

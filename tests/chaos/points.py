@@ -24,17 +24,18 @@ EPOCHS = 5
 
 
 class Rested(torch.nn.Module):
-    """Batch-norm and dropout over a digit's pixels."""
+    """Batch-norm and dropout over a digit's pixels. rest_s: changes how long a job takes, and nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, rest_s: float = REST_S) -> None:
         super().__init__()
+        self.rest_s = rest_s
         self.first = torch.nn.Linear(64, 32)
         self.norm = torch.nn.BatchNorm1d(32)
         self.dropout = torch.nn.Dropout(0.1)
         self.last = torch.nn.Linear(32, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(REST_S)
+        time.sleep(self.rest_s)
         return self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
 
 

@@ -14,12 +14,13 @@ import pytest
 import paceline as pl
 from paceline.client.embedded import start_master
 from paceline.settings import MasterSettings
-from paceline.testing.faults import FaultPlan
+from paceline.testing.faults import Fault, FaultPlan
 
 from helpers import wait_until
 from points import job_of
 
 EndsWell = Callable[[pl.Job], pl.Result]
+Inflict = Callable[[FaultPlan, pl.Job], list[Fault]]
 
 
 def ended(pid: int) -> bool:
@@ -34,39 +35,41 @@ def pids_of(job: pl.Job) -> list[int]:
 
 
 @pytest.mark.parametrize("checkpoint_every", [None, 10])
-def test_a_kill_of_all_workers_at_once(cluster: pl.Client, ends_well: EndsWell, checkpoint_every: int | None) -> None:
+def test_a_kill_of_all_workers_at_once(
+    cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, checkpoint_every: int | None
+) -> None:
     job = cluster.submit(job_of(3, checkpoint_every=checkpoint_every))
-    assert FaultPlan().kill_all(at_step=30).run(job)
+    assert inflict(FaultPlan().kill_all(at_step=30), job)
     ends_well(job)
     assert job.info()["attempt"] == 2
 
 
 @pytest.mark.parametrize("workers", [1, 5])
 def test_a_kill_of_a_fork_server_ends_its_workers_and_others_take_their_places(
-    cluster: pl.Client, ends_well: EndsWell, workers: int
+    cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, workers: int
 ) -> None:
     job = cluster.submit(job_of(workers, checkpoint_every=10))
     wait_until(lambda: len(pids_of(job)) == workers)
     pids = pids_of(job)
-    assert FaultPlan().kill_fork_server(rank=0, at_step=30).run(job)
+    assert inflict(FaultPlan().kill_fork_server(rank=0, at_step=30), job)
     ends_well(job)
     wait_until(lambda: all(map(ended, pids)))
 
 
 @pytest.mark.parametrize("workers", [1, 5])
 def test_a_kill_of_an_agent_ends_its_workers_and_others_take_their_places(
-    cluster: pl.Client, ends_well: EndsWell, workers: int
+    cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, workers: int
 ) -> None:
     job = cluster.submit(job_of(workers, checkpoint_every=10))
     wait_until(lambda: len(pids_of(job)) == workers)
     pids = pids_of(job)
-    assert FaultPlan().kill_agent(rank=0, at_step=30).run(job)
+    assert inflict(FaultPlan().kill_agent(rank=0, at_step=30), job)
     ends_well(job)
     wait_until(lambda: all(map(ended, pids)))
 
 
 def test_a_kill_of_a_fork_server_and_its_agent_at_once_leaves_no_worker(
-    cluster: pl.Client, ends_well: EndsWell
+    cluster: pl.Client, ends_well: EndsWell, count_faults: Callable[[int], None]
 ) -> None:
     job = cluster.submit(job_of(2, checkpoint_every=10))
     wait_until(lambda: len(pids_of(job)) == 2)
@@ -75,12 +78,15 @@ def test_a_kill_of_a_fork_server_and_its_agent_at_once_leaves_no_worker(
     servers = {psutil.Process(pid).parent() for pid in pids}
     for process in (*servers, *agents):  # an agent that outlives its server would end the workers itself
         process.kill()
+    count_faults(len(agents | servers))
     ends_well(job)
     wait_until(lambda: all(map(ended, pids)))
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))])
-def test_a_master_killed_at_random_moments_finds_its_job_again(ends_well: EndsWell, tmp_path: Path, seed: int) -> None:
+def test_a_master_killed_at_random_moments_finds_its_job_again(
+    ends_well: EndsWell, count_faults: Callable[[int], None], tmp_path: Path, seed: int
+) -> None:
     print(f"seed={seed}")
     chance = random.Random(seed)
     settings = MasterSettings(folder=tmp_path, port=0, agents=2, cores=4, parent_pipe=True)
@@ -100,3 +106,4 @@ def test_a_master_killed_at_random_moments_finds_its_job_again(ends_well: EndsWe
         finally:
             process.send_signal(signal.SIGKILL if life < 2 else signal.SIGTERM)
             process.wait()
+    count_faults(2)
