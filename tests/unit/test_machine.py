@@ -454,6 +454,34 @@ def test_another_member_saves_where_the_first_dies_over_it() -> None:
     assert isinstance(job.state, Succeeded)
 
 
+def test_another_member_saves_where_the_first_falls_silent_over_it() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(1), val=False), 2)
+    order = orders(commands)[0]
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+    for second in range(2, 200):  # an upload may take long: as long as it is heard, it is left alone
+        job, _ = step(job, Answer(1, 0, beat(1)), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        assert commands == [SetTimer(1.0, Tick(1))]
+    job, commands = step(job, Tick(1), 400.0)
+    assert StopWorkers(1, (0,)) in commands
+    assert orders(commands)[1] == SaveRound(step=1, which="last")
+
+
+def test_one_that_never_gets_ready_to_join_gives_its_place_to_another() -> None:
+    job, _ = begun(submission(batch_size=4, stop=pl.MaxSteps(30)))
+    job, _ = step(job, ScaleRequested(2), 1.0)
+    job, commands = step(
+        job, Recruited(1, Placement(rank=9, node_id="n1", node_name="n1", device="cpu", share=(0, 4))), 2.0
+    )
+    late = Late(1, timer_of(commands))
+    job, commands = step(job, late, 902.0)
+    assert StopWorkers(1, (1,)) in commands
+    assert any(isinstance(c, Record) and c.data["reason"].startswith("rank 1 on n1 is lost: it did") for c in commands)
+    assert job.wanted == 1
+    assert step(job, late, 903.0) == (job, [])
+
+
 def test_a_checkpoint_that_a_torn_round_may_not_have_written_is_asked_for_again() -> None:
     job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 3)
     job, commands = round_of(job, commands)

@@ -205,7 +205,12 @@ def _recruit(job: Job, state: Running, placement: Placement) -> Outcome:
     building = {**state.building, placement.rank: (placement, "")}
     job = replace(job, state=replace(state, building=building, next_rank=state.next_rank + 1))
     more: list[Command] = [Enqueue()] if job.wanted else []
-    return job, [StartWorkers(job.attempt, (placement,)), *more]
+    late = SetTimer(SETUP_BOUND_S, Late(job.attempt, _setup_of(placement.rank)))
+    return job, [StartWorkers(job.attempt, (placement,)), late, *more]
+
+
+def _setup_of(rank: int) -> str:
+    return f"the setup of rank {rank}"
 
 
 def _joining(job: Job, state: Running, rank: int, message: FromWorker, now: float) -> Outcome:
@@ -280,9 +285,14 @@ def _watch(job: Job, state: Running, now: float) -> Outcome:
 
 def _too_late(job: Job, late: Late, now: float) -> Outcome:
     state = job.state
+    assert isinstance(state, Starting | Running)
     if isinstance(state, Starting) and late.waiting_for == "setup":
         silent = ", ".join(members.named(placement) for placement, _ in state.building.values())
         return recover(job, f"{silent} did not become ready within {SETUP_BOUND_S:.0f} s", now)
+    overdue = [rank for rank in state.building if late.waiting_for == _setup_of(rank)]
+    if isinstance(state, Running) and overdue:  # its place is held, and one that leaves may wait for it
+        job, commands = _lost(job, state, overdue[0], f"it did not become ready within {SETUP_BOUND_S:.0f} s", now)
+        return job, [StopWorkers(job.attempt, (overdue[0],)), *commands]
     if isinstance(state, Running) and late.waiting_for == f"peer lost in {waiting_for(state)}":
         return settle(job, state, now, grace_over=True)
     if isinstance(state, Running) and late.waiting_for == waiting_for(state):
