@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import paceline as pl
@@ -21,6 +22,11 @@ from workloads import accuracy, digits
 
 REST_S = 0.001
 EPOCHS = 5
+
+
+def slow(*values: object) -> list[object]:
+    """Parameters for the long suite only."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 class Rested(torch.nn.Module):

@@ -11,7 +11,7 @@ import paceline as pl
 from paceline.errors import UserCodeError
 from paceline.testing.sabotage import Sabotage
 
-from points import at, job_of
+from points import at, job_of, slow
 
 EndsWell = Callable[[pl.Job], pl.Result]
 Sabotages = Callable[..., Sabotage]
@@ -61,7 +61,7 @@ def test_a_worker_that_hangs_is_named_with_its_stack_and_replaced(
     assert fault.struck() == 1
 
 
-@pytest.mark.parametrize("point", ["read", "update"])
+@pytest.mark.parametrize("point", ["read", *slow("update")])
 def test_an_exception_in_one_worker_is_the_users_and_is_not_retried(
     cluster: pl.Client, sabotage: Sabotages, point: str
 ) -> None:

@@ -17,7 +17,7 @@ from paceline.settings import MasterSettings
 from paceline.testing.faults import Fault, FaultPlan
 
 from helpers import wait_until
-from points import job_of
+from points import job_of, slow
 
 EndsWell = Callable[[pl.Job], pl.Result]
 Inflict = Callable[[FaultPlan, pl.Job], list[Fault]]
@@ -34,7 +34,7 @@ def pids_of(job: pl.Job) -> list[int]:
     return [worker["pid"] for worker in job.workers() if worker["pid"] is not None]
 
 
-@pytest.mark.parametrize("checkpoint_every", [None, 10])
+@pytest.mark.parametrize("checkpoint_every", [10, *slow(None)])
 def test_a_kill_of_all_workers_at_once(
     cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, checkpoint_every: int | None
 ) -> None:
@@ -44,7 +44,7 @@ def test_a_kill_of_all_workers_at_once(
     assert job.info()["attempt"] == 2
 
 
-@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize("workers", [5, *slow(1)])
 def test_a_kill_of_a_fork_server_ends_its_workers_and_others_take_their_places(
     cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, workers: int
 ) -> None:
@@ -56,7 +56,7 @@ def test_a_kill_of_a_fork_server_ends_its_workers_and_others_take_their_places(
     wait_until(lambda: all(map(ended, pids)))
 
 
-@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize("workers", [5, *slow(1)])
 def test_a_kill_of_an_agent_ends_its_workers_and_others_take_their_places(
     cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, workers: int
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_kill_of_a_fork_server_and_its_agent_at_once_leaves_no_worker(
     wait_until(lambda: all(map(ended, pids)))
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))])
+@pytest.mark.parametrize("seed", [1, *slow(*range(2, 9))])
 def test_a_master_killed_at_random_moments_finds_its_job_again(
     ends_well: EndsWell, count_faults: Callable[[int], None], tmp_path: Path, seed: int
 ) -> None:

@@ -11,7 +11,7 @@ import paceline as pl
 from paceline.testing.faults import Fault, FaultPlan, Kind
 
 from helpers import wait_until
-from points import Rested, job_of
+from points import Rested, job_of, slow
 
 SLOWER = partial(Rested, rest_s=0.008)
 MEMBERS: tuple[Kind, ...] = ("kill", "kill", "kill", "scale")
@@ -25,12 +25,7 @@ def pids(job: pl.Job) -> dict[int, int]:
     return {worker["rank"]: worker["pid"] for worker in job.workers() if worker["pid"] is not None}
 
 
-def slow_after(first: int, seeds: range) -> list[object]:
-    """The seeds, of which all but the first few are for the long suite."""
-    return [seed if at < first else pytest.param(seed, marks=pytest.mark.slow) for at, seed in enumerate(seeds)]
-
-
-@pytest.mark.parametrize("seed", slow_after(2, range(40)))
+@pytest.mark.parametrize("seed", [0, *slow(*range(1, 40))])
 def test_workers_killed_joined_and_drained_at_random_change_neither_the_digest_nor_the_ledger(
     cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, seed: int
 ) -> None:
@@ -41,7 +36,7 @@ def test_workers_killed_joined_and_drained_at_random_change_neither_the_digest_n
     ends_well(job)
 
 
-@pytest.mark.parametrize("seed", slow_after(1, range(100, 115)))
+@pytest.mark.parametrize("seed", [100, *slow(*range(101, 115))])
 def test_whatever_dies_at_random_changes_neither_the_digest_nor_the_ledger(
     cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, seed: int
 ) -> None:

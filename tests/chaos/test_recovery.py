@@ -11,7 +11,7 @@ import paceline as pl
 from paceline.testing.faults import Fault, FaultPlan
 from paceline.testing.sabotage import Sabotage
 
-from points import at, built, job_of
+from points import at, built, job_of, slow
 
 MS = 0.001
 EndsWell = Callable[[pl.Job], pl.Result]
@@ -36,7 +36,7 @@ def two_faults(first: tuple[str, Sabotage], second: tuple[str, Sabotage]) -> Any
     return build
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [3, *slow(2)])
 @pytest.mark.parametrize("point", ["build", "copy_in", "copy_out"])
 def test_a_second_kill_while_the_first_is_replaced(
     cluster: pl.Client, ends_well: EndsWell, sabotage: Sabotages, point: str, workers: int
@@ -50,7 +50,7 @@ def test_a_second_kill_while_the_first_is_replaced(
     assert second.struck() == 1
 
 
-@pytest.mark.parametrize("delay_ms", [0.5, 2, *(pytest.param(ms, marks=pytest.mark.slow) for ms in (1, 3, 5, 8, 12))])
+@pytest.mark.parametrize("delay_ms", slow(0.5, 1, 2, 3, 5, 8, 12))
 @pytest.mark.parametrize("point", ["copy_in", "copy_out"])
 def test_a_kill_soon_after_a_copy_has_begun(
     cluster: pl.Client, ends_well: EndsWell, sabotage: Sabotages, point: str, delay_ms: float
@@ -61,7 +61,7 @@ def test_a_kill_soon_after_a_copy_has_begun(
     assert second.struck() == 1
 
 
-@pytest.mark.parametrize("point", ["build", "copy_in", "copy_out", "forward"])
+@pytest.mark.parametrize("point", ["copy_out", "forward", *slow("build", "copy_in")])
 def test_a_kill_while_two_workers_join(
     cluster: pl.Client, ends_well: EndsWell, sabotage: Sabotages, inflict: Inflict, point: str
 ) -> None:
@@ -73,7 +73,7 @@ def test_a_kill_while_two_workers_join(
     assert fault.struck() == 1
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [1, *slow(0, 2)])
 def test_a_kill_while_workers_are_drained(cluster: pl.Client, ends_well: EndsWell, inflict: Inflict, rank: int) -> None:
     """Of one that stays, or of one that was about to go."""
     job = cluster.submit(job_of(3))
@@ -83,9 +83,7 @@ def test_a_kill_while_workers_are_drained(cluster: pl.Client, ends_well: EndsWel
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    "delay_ms", [0, 2, 10, *(pytest.param(ms, marks=pytest.mark.slow) for ms in (0.5, 1, 3, 5, 7, 15, 20, 30))]
-)
+@pytest.mark.parametrize("delay_ms", [2, *slow(0, 0.5, 1, 3, 5, 7, 10, 15, 20, 30)])
 def test_a_kill_while_a_checkpoint_is_written(
     cluster: pl.Client, ends_well: EndsWell, sabotage: Sabotages, workers: int, delay_ms: float
 ) -> None:
@@ -98,9 +96,7 @@ def test_a_kill_while_a_checkpoint_is_written(
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize(
-    "delay_ms", [0, 3, *(pytest.param(ms, marks=pytest.mark.slow) for ms in (0.5, 1, 2, 5, 8, 12, 20))]
-)
+@pytest.mark.parametrize("delay_ms", [3, *slow(0, 0.5, 1, 2, 5, 8, 12, 20)])
 def test_a_kill_while_the_model_is_saved(
     cluster: pl.Client, ends_well: EndsWell, sabotage: Sabotages, workers: int, delay_ms: float
 ) -> None:
