@@ -1,72 +1,135 @@
-"""The controller: one event of a job after the other, whoever they come from."""
+"""The controller: events that come while another is being made durable are handled in their order."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
-from paceline.master.states import CancelRequested
+from paceline.master.states import CancelRequested, Job, Starting
 from paceline.master.store import Store
 from paceline.messages import AgentHello, Message, StartWorker, StopWorkers
-from paceline.spec import Versions
+from paceline.spec import Resources
+from paceline.versions import here
 
 from builders import GIB, submission
 
+BOUND_S = 20.0
 
-class Slow(Store):
-    """Holds the first write that tells of a plan back, until it is let go."""
+
+class HeldStore(Store):
+    """The first save of a job that starts waits until it is let go."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.planning, self.go_on = threading.Event(), threading.Event()
+        self.saving, self.go_on = threading.Event(), threading.Event()
 
-    def save(self, job: Any, plan: Any, records: Sequence[Any], now: float) -> Any:
-        if any(getattr(record, "kind", "") == "planned" for record in records):
-            self.planning.set()
-            assert self.go_on.wait(30)
-        return super().save(job, plan, records, now)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Slow:
-    return Slow(f"sqlite:///{tmp_path / 'paceline.db'}")
+    def save(self, job: Job, *arguments: Any) -> Any:
+        if isinstance(job.state, Starting) and not self.saving.is_set():
+            self.saving.set()
+            assert self.go_on.wait(BOUND_S)
+        return super().save(job, *arguments)
 
 
-async def cancel_while_the_plan_is_written(store: Slow, folder: Path, heard: list[Message]) -> str:
-    cluster = Cluster()
-    cluster.join(
-        AgentHello(
-            name="n", is_master=False, address="127.0.0.1", hardware_class="cpu:AVX2", cores=4, memory=8 * GIB,
-            versions=Versions(paceline="1", python="3.11", torch="2.13.0"),
-        ),
-        heard.append,
-    )  # fmt: skip
-    controller = Controller(store, cluster, Feed(), Blobs(folder), folder)
-    running = asyncio.create_task(controller.run())
-    row = await controller.submit(submission())
-    await asyncio.to_thread(store.planning.wait, 30)
-    controller.post(row.id, CancelRequested())
-    await asyncio.sleep(0.2)  # time enough for a controller that does not wait for its turn
-    store.go_on.set()
-    deadline = time.monotonic() + 30
-    while not any(isinstance(message, StopWorkers) for message in heard) and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    running.cancel()
-    return store.job(row.id).state
+class Scene:
+    """A controller on a held store, and what it sends to each node's agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store, self.cluster = HeldStore(f"sqlite:///{folder / 'paceline.db'}"), Cluster()
+        self.controller = Controller(self.store, self.cluster, Feed(), Blobs(folder), folder)
+
+    def join(self, name: str) -> list[Message]:
+        sent: list[Message] = []
+        hello = AgentHello(
+            name=name, is_master=False, address="127.0.0.1", hardware_class="cpu:AVX2", cores=4, memory=8 * GIB,
+            versions=here(),
+        )  # fmt: skip
+        self.cluster.join(hello, sent.append)
+        self.controller.capacity_changed()
+        return sent
+
+    async def submit(self, name: str) -> str:
+        row = await self.controller.submit(submission(name, resources=Resources(workers=1)))
+        return str(row.id)
+
+    def play(self, act: Callable[[], Awaitable[None]]) -> None:
+        async def playing() -> None:
+            try:
+                await asyncio.wait_for(act(), BOUND_S)
+            finally:
+                self.store.go_on.set()
+
+        asyncio.run(playing())  # it cancels what still runs
+        self.store.close()
 
 
-def test_a_job_cancelled_while_its_plan_is_written_leaves_no_worker(store: Slow, tmp_path: Path) -> None:
-    heard: list[Message] = []
-    state = asyncio.run(cancel_while_the_plan_is_written(store, tmp_path, heard))
-    assert [type(message) for message in heard] == [StartWorker, StopWorkers]
-    assert state == "CANCELLED"
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+def started(sent: list[Message]) -> list[str]:
+    return [message.job_id for message in sent if isinstance(message, StartWorker)]
+
+
+def test_a_queued_job_cancelled_while_another_is_started_leaves_the_scheduler_at_work(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        sent = scene.join("n0")
+        first, second = await scene.submit("first"), await scene.submit("second")
+        serving = asyncio.create_task(scene.controller.run())
+        await until(scene.store.saving.is_set)
+        scene.controller.post(second, CancelRequested())
+        await asyncio.sleep(0.2)
+        scene.store.go_on.set()
+        third = await scene.submit("third")
+        await until(lambda: third in started(sent))
+        assert started(sent) == [first, third]
+        assert not serving.done()
+
+    scene.play(act)
+
+
+def test_a_job_whose_node_leaves_while_it_is_planned_is_started_on_another(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        sent = scene.join("n0")
+        job = await scene.submit("job")
+        serving = asyncio.create_task(scene.controller.run())
+        await until(scene.store.saving.is_set)
+        scene.controller.node_left("n0")
+        scene.store.go_on.set()
+        await until(lambda: scene.store.job(job).state == "WAITING")
+        assert started(sent) == []
+        other = scene.join("n1")
+        await until(lambda: started(other) == [job])
+        assert not serving.done()
+
+    scene.play(act)
+
+
+def test_a_job_cancelled_while_its_plan_is_written_leaves_no_worker(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        sent = scene.join("n0")
+        job = await scene.submit("job")
+        serving = asyncio.create_task(scene.controller.run())
+        await until(scene.store.saving.is_set)
+        scene.controller.post(job, CancelRequested())
+        await asyncio.sleep(0.2)  # time enough for a controller that does not wait for its turn
+        scene.store.go_on.set()
+        await until(lambda: any(isinstance(message, StopWorkers) for message in sent))
+        assert [type(message) for message in sent] == [StartWorker, StopWorkers]
+        assert scene.store.job(job).state == "CANCELLED"
+        assert not serving.done()
+
+    scene.play(act)

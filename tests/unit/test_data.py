@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 import paceline as pl
 from paceline.arrays import Arrays
 from paceline.client.data import normalize
-from paceline.training.data import CellRequest, Source, fingerprint, open_source, to_device
+from paceline.training.data import CellRequest, Source, fingerprint, lost_reader, open_source, to_device
 
 FRAME = pd.DataFrame({"age": [30, 40, 50], "height": [1.5, 1.6, 1.7], "label": [0, 1, 1]})
 
@@ -292,3 +294,34 @@ def test_every_tensor_of_a_batch_moves_and_its_shape_of_containers_stays() -> No
     assert moved["a"][0].device.type == moved["b"][0].device.type == moved["c"].x.device.type == "meta"
     assert (moved["a"][1], moved["b"][1], moved["c"].y) == ("text", 3, None)
     assert [type(moved[key]) for key in "abc"] == [list, tuple, Pair]
+
+
+class Ending(Dataset[Any]):
+    """Its reader meets an end at sample 5."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self.end = end
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 5:
+            self.end()
+        return torch.tensor([index])
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def broken() -> None:
+    raise OSError("no such sample")
+
+
+@pytest.mark.parametrize(("end", "is_lost"), [(killed, True), (broken, False)])
+def test_a_killed_reader_is_told_from_one_whose_code_raises(end: Callable[[], None], is_lost: bool) -> None:
+    batches = open_source(Ending(end), seed=0).stream(requests([0, 1, 2], [3, 4, 5], [6, 7]))
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one depends on what the main process did then
+        list(batches)
+    assert lost_reader(caught.value) is is_lost

@@ -458,6 +458,20 @@ def test_another_member_saves_where_the_first_dies_over_it() -> None:
     assert isinstance(job.state, Succeeded)
 
 
+def test_another_member_saves_where_the_first_falls_silent_over_it() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(1), val=False), 2)
+    order = orders(commands)[0]
+    for rank in (0, 1):
+        job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+    for second in range(2, 200):  # an upload may take long: as long as it is heard, it is left alone
+        job, _ = step(job, Answer(1, 0, beat(1)), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        assert commands == [SetTimer(1.0, Tick(1))]
+    job, commands = step(job, Tick(1), 400.0)
+    assert StopWorkers(1, (0,)) in commands
+    assert orders(commands)[1] == SaveRound(step=1, which="last")
+
+
 def test_a_checkpoint_that_a_torn_round_may_not_have_written_is_asked_for_again() -> None:
     job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 3)
     job, commands = round_of(job, commands)

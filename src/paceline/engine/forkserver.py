@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import torch.utils.data  # noqa: F401
 
 import paceline.training.worker
+from paceline.engine.warm import kill_worker
 from paceline.training import dynamo
 from paceline.training.channel import WorkerEnv
 
@@ -61,7 +62,7 @@ class ForkServer:
     def _handle(self, request: dict[str, Any]) -> None:
         if "kill" in request:
             for pid in [pid for pid, key in self._keys.items() if key == request["kill"]]:
-                _end(pid)
+                kill_worker(pid)
             return
         pid = os.fork()
         if pid == 0:
@@ -107,28 +108,21 @@ class ForkServer:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            _kill_group(pid)
+            _kill_loaders(pid)
             self._answer({"exited": self._keys.pop(pid), "status": os.waitstatus_to_exitcode(status)})
 
     def _end_all(self) -> None:
         for pid in self._keys:
-            _end(pid)
+            kill_worker(pid)
 
     def _answer(self, answer: dict[str, Any]) -> None:
         self._out.write(json.dumps(answer) + "\n")
 
 
-def _end(pid: int) -> None:
-    """Kill a worker that was not reaped yet, with its data loaders."""
-    _kill_group(pid)
-    os.kill(pid, signal.SIGKILL)  # one that was forked a moment ago has no group of its own yet
-
-
-def _kill_group(pid: int) -> None:
-    try:
+def _kill_loaders(pid: int) -> None:
+    """What is left of the group of a worker that has ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def main() -> None:

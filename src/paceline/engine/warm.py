@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +28,8 @@ class WarmWorkers:
         self._on_started = on_started
         self._on_exited = on_exited
         self._process: asyncio.subprocess.Process | None = None
-        self._alive: set[str] = set()
-        self._queued: list[dict[str, Any]] = []  # asked for before the first server ran
+        self._alive: dict[str, int | None] = {}  # with the process id, once it is known
+        self._queued: list[dict[str, Any]] = []  # asked for while no server ran
 
     async def run(self) -> None:
         """Keep a fork server alive; if it dies, its workers are lost and a new one takes its place."""
@@ -49,11 +51,14 @@ class WarmWorkers:
             async for answer in self._process.stdout:
                 self._handle(json.loads(answer))
             await self._process.wait()
-            for key in list(self._alive):
-                self._exited(key, -9)
+            self._process = None
+            for key, pid in list(self._alive.items()):
+                if pid is not None:
+                    kill_worker(pid)
+                self._exited(key, -signal.SIGKILL)
 
     def start(self, key: str, env: dict[str, Any]) -> None:
-        self._alive.add(key)
+        self._alive[key] = None
         self._write({"key": key, "env": env})
 
     def kill(self, key: str) -> None:
@@ -73,10 +78,18 @@ class WarmWorkers:
 
     def _handle(self, answer: dict[str, Any]) -> None:
         if "forked" in answer:
+            self._alive[answer["forked"]] = answer["pid"]
             self._on_started(answer["forked"], answer["pid"])
         elif "exited" in answer:
             self._exited(answer["exited"], answer["status"])
 
     def _exited(self, key: str, status: int) -> None:
-        self._alive.discard(key)
+        self._alive.pop(key, None)
         self._on_exited(key, status)
+
+
+def kill_worker(pid: int) -> None:
+    """End a worker that has not been reaped, with its data loaders; one just forked leads no group yet."""
+    for send in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            send(pid, signal.SIGKILL)

@@ -97,23 +97,32 @@ class Cluster:
             draining=link.draining,
         )
 
-    def start(self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int) -> None:
-        """Ask the agents for these workers. threads, memory: that each of them holds."""
+    def start(
+        self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int
+    ) -> list[WorkerKey]:
+        """Ask the agents for these workers; return those whose node has left since it was chosen.
+
+        threads, memory: that each of them holds.
+        """
+        lost = []
         for placement in placements:
-            worker = WorkerLink(placement, threads, memory)
-            self.workers[(job_id, attempt, placement.rank)] = worker
+            worker, key = WorkerLink(placement, threads, memory), (job_id, attempt, placement.rank)
             link = self._nodes.get(placement.node_id)
-            if link is not None:
-                link.send(
-                    StartWorker(
-                        job_id=job_id,
-                        attempt=attempt,
-                        rank=placement.rank,
-                        secret=worker.secret,
-                        threads=threads,
-                        device=placement.device,
-                    )
+            if link is None:
+                lost.append(key)
+                continue
+            self.workers[key] = worker
+            link.send(
+                StartWorker(
+                    job_id=job_id,
+                    attempt=attempt,
+                    rank=placement.rank,
+                    secret=worker.secret,
+                    threads=threads,
+                    device=placement.device,
                 )
+            )
+        return lost
 
     def stop(self, job_id: str, attempt: int, ranks: tuple[int, ...] | None = None) -> None:
         """Ask the agents to end an attempt's workers: those of these ranks, or all."""

@@ -203,7 +203,9 @@ class Controller:
             case states.StartWorkers(attempt, placements):
                 assert isinstance(job.state, Starting | Running)
                 plan = job.state.plan
-                self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
+                lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
+                for key in lost:
+                    self.worker_ended(key, "its node left before it was started")
             case states.Send(attempt, rank, message):
                 worker = self._cluster.workers.get((job.id, attempt, rank))
                 if worker is not None and worker.send is not None:
@@ -257,7 +259,9 @@ class Controller:
     async def _start_waiting(self) -> bool:
         """Whether no job waits any more; the first that must wait holds back those behind it."""
         for job_id in self.queue():
-            job = self._jobs[job_id]
+            job = self._jobs.get(job_id)
+            if job is None:
+                continue  # it was cancelled while another was started
             try:
                 plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts, job.wish)
             except Unplaceable as refusal:

@@ -183,18 +183,19 @@ def hang_bound(state: Running) -> float:
 def hung(state: Running, now: float) -> Mapping[int, str]:
     """Members that make no progress, with what is known of them: silent ones, and those stuck in their own work.
 
-    One that waits for others in an exchange is not at fault.
+    One that waits for others in an exchange is not at fault. Saving shows no progress: only silence counts there.
     """
-    if isinstance(state.order, SaveRound) or state.order is None:
-        return {}  # its one worker has a bound of its own; the others rest
-    bound = hang_bound(state)
+    if state.order is None:
+        return {}
+    saving = isinstance(state.order, SaveRound)  # the first member alone: the others rest
+    bound = FIRST_ROUNDS_BOUND_S if saving else hang_bound(state)
     found: dict[int, str] = {}
-    for rank in state.members:
+    for rank in state.members[:1] if saving else state.members:
         worker = state.workers[rank]
         if rank in state.answers:
             continue
         silent = now - max(worker.beat_at, state.ordered_at) > bound
-        stuck = worker.phase != "exchange" and now - max(worker.moved_at, state.ordered_at) > bound
+        stuck = not saving and worker.phase != "exchange" and now - max(worker.moved_at, state.ordered_at) > bound
         if silent or stuck:
             how = "has not been heard" if silent else f"has made no progress in {worker.phase or 'its work'}"
             found[rank] = f"it {how} for more than {bound:.0f} s; last seen at {worker.stack or 'an unknown place'}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +27,11 @@ PREFETCHED_BATCHES = 4
 CHUNK_BATCHES = 8
 PREFETCHED_CHUNKS = 2
 FINGERPRINTED_SAMPLES = 16
+ENDING_BOUND_S = 1.0  # between a killed process' last word, a broken pipe, and its end
+
+
+class LostReader(Exception):
+    """A data loader process was killed: not the user's error, and not to be told to them as one."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class DatasetSource:
 
     def stream(self, requests: Iterable[CellRequest]) -> Iterator[Any]:
         keys = ([(request.epoch, int(index)) for index in request.indices] for request in requests)
-        return iter(
+        batches = iter(
             DataLoader(
                 self._seeded,
                 batch_sampler=keys,
@@ -121,6 +129,38 @@ class DatasetSource:
                 multiprocessing_context="fork" if hasattr(os, "fork") else None,
             )
         )
+        return _or_lost(batches, multiprocessing.active_children())
+
+
+def _or_lost(batches: Iterator[Any], processes: list[BaseProcess]) -> Iterator[Any]:
+    """The batches. Raises LostReader where reading failed because one of the processes was killed."""
+    try:
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:  # what torch and the broken pipe between them raise
+        number = _signal_that_ended(processes)
+        if number is None:
+            raise
+        raise LostReader(f"a data loader process was ended by signal {number}") from error
+
+
+def _signal_that_ended(processes: list[BaseProcess]) -> int | None:
+    """Of one of the processes; None where, within the bound, none was ended by one."""
+    deadline = time.monotonic() + ENDING_BOUND_S
+    while time.monotonic() < deadline:
+        for process in processes:
+            if process.exitcode is not None and process.exitcode < 0:
+                return -process.exitcode
+        time.sleep(0.01)
+    return None
+
+
+def lost_reader(error: Exception) -> bool:
+    """Whether a data loader process was killed, in contrast to an exception of the user's code in it.
+
+    torch has no class of its own for this, and its signal handler raises it wherever the main thread is by then.
+    """
+    by_handler = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    return by_handler or isinstance(error, LostReader)
 
 
 class _Seeded(Dataset[Any]):

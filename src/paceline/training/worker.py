@@ -28,6 +28,7 @@ from paceline.messages import (
     WorkerHello,
 )
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
+from paceline.training.data import lost_reader
 from paceline.training.diagnose import NonFiniteStep, diagnose
 from paceline.training.job import TrainingJob
 from paceline.training.monitor import Monitor
@@ -72,10 +73,13 @@ class WorkerProcess:
             self._job.give_up(key)
 
     def _beat(self) -> None:
-        with suppress(MasterGone):
+        """Once the channel is gone, end the process, whatever its main thread waits for: nothing it does counts now."""
+        try:
             while True:
                 time.sleep(BEAT_EVERY_S)
                 self._channel.send(self._monitor.beat())
+        except MasterGone:
+            os._exit(1)
 
     def _answer(self, order: ToWorker) -> Message:
         """Do an order. What goes wrong is an answer too."""
@@ -92,7 +96,9 @@ class WorkerProcess:
             return WorkerFailed(error=found.to_json() if found else {})
         except PacelineError as error:
             return WorkerFailed(error=error.to_json())
-        except Exception as error:  # noqa: BLE001 - the user's own; it travels to them whole
+        except Exception as error:  # the user's own travels to them whole
+            if lost_reader(error):
+                raise  # it ends this process, like a kill of its own, and another takes its place
             return WorkerFailed(error=_user_error(error).to_json())
 
     def _set_up(self, setup: Setup) -> Ready | Unloadable:

@@ -134,6 +134,9 @@ async def worker(socket: WebSocket, job_id: str, attempt: int, rank: int) -> Non
         with _outbox(socket) as send:
             link.send = send
             async for text in socket.iter_text():
+                if master.cluster.workers.get(key) is not link:
+                    await socket.close()  # it counts as lost, and yet lives: the end of its channel ends it
+                    return
                 master.controller.worker_says(key, from_worker.validate_json(text))
     except (WebSocketDisconnect, ValidationError) as error:
         log.warning("worker_channel_broke", job=job_id, attempt=attempt, rank=rank, error=str(error)[:200])

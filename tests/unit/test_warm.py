@@ -1,0 +1,93 @@
+"""Workers of a fork server end when they are told to, and with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from paceline.engine.warm import WarmWorkers
+from paceline.training.channel import WorkerEnv
+
+BOUND_S = 60.0
+
+
+class Scene:
+    """Warm workers that dial a master which never answers, and what became of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.folder = folder
+        self.pids: dict[str, int] = {}
+        self.statuses: dict[str, int] = {}
+        self.warm = WarmWorkers(self.pids.__setitem__, self.statuses.__setitem__)
+
+    def start(self, key: str) -> None:
+        env = WorkerEnv(
+            master_url=f"http://127.0.0.1:{self.listening.getsockname()[1]}", job_id="job", attempt=1, rank=0, secret="",
+            threads=1, device="cpu", address="127.0.0.1", cache=str(self.folder), shared=[], scratch=str(self.folder),
+            log=str(self.folder / key),
+        )  # fmt: skip
+        self.warm.start(key, env.model_dump())
+
+    def play(self, act: Callable[[], object]) -> None:
+        async def playing() -> None:
+            running = asyncio.create_task(self.warm.run())
+            try:
+                await asyncio.wait_for(act(), BOUND_S)  # type: ignore[arg-type]
+            finally:
+                running.cancel()
+                self.warm.close()
+                await until(lambda: not any("forkserver" in " ".join(child.cmdline()) for child in alive_children()))
+
+        with self.listening:
+            asyncio.run(playing())
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+def alive_children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_is_killed_right_after_its_start_ends(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        scene.start("one")
+        scene.warm.kill("one")  # both wait for the server, which reads them at once
+        await until(lambda: "one" in scene.statuses)
+        assert scene.statuses["one"] == -signal.SIGKILL
+
+    scene.play(act)
+
+
+def test_workers_end_with_their_server_and_one_asked_for_meanwhile_starts_in_the_next(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        scene.start("one")
+        await until(lambda: "one" in scene.pids)
+        pid = scene.pids["one"]
+        server = psutil.Process(pid).ppid()
+        os.kill(server, signal.SIGKILL)
+        await until(lambda: "one" in scene.statuses)
+        scene.start("two")
+        await until(lambda: gone(pid))
+        await until(lambda: "two" in scene.pids)
+        assert psutil.Process(scene.pids["two"]).ppid() != server
+        assert "two" not in scene.statuses
+
+    scene.play(act)
