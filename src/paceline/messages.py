@@ -56,7 +56,8 @@ class Setup(Message):
 class TrainRound(Message):
     """From the committed state after `from_step` steps, train up to `to_step`; answer with Trained or PeerLost.
 
-    behind: members that have another state; they copy it from `source` first.
+    behind: members that have another state; they copy it from `source` first. trusted_step: a step whose gradients were
+    computed twice, to the same bits: large as they are, they are right.
     """
 
     kind: Literal["train"] = "train"
@@ -67,6 +68,17 @@ class TrainRound(Message):
     checkpoint: bool = False
     behind: tuple[int, ...] = ()
     source: int | None = None
+    trusted_step: int | None = None
+
+
+class CheckRound(Message):
+    """`checker` computes again what the member `rank` computed of this step; answer with Checked."""
+
+    kind: Literal["check"] = "check"
+    group: Group
+    step: int
+    rank: int
+    checker: int
 
 
 class EvaluateRound(Message):
@@ -92,7 +104,7 @@ class GiveUp(Message):
     key: str
 
 
-ToWorker = Annotated[Setup | TrainRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")]
+ToWorker = Annotated[Setup | TrainRound | CheckRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")]
 
 
 # ---- worker to master ----
@@ -135,6 +147,41 @@ class Trained(Message):
     seconds: float
     busy_s: float
     cells: int
+
+
+class Evidence(Message):
+    """What one worker computed of a step: its part of the loss, the norm of its partial sums, and their digest."""
+
+    loss: float
+    norm: float
+    digest: str
+
+
+class Suspected(Message):
+    """Instead of Trained: what `suspects` computed of the next step, after `step`, is not finite, or absurd.
+
+    All members say so alike, and nothing of that step is in anyone's state. losses: of the steps before it.
+    evidence: of the sender's own part, where it is a suspect.
+    """
+
+    kind: Literal["suspected"] = "suspected"
+    from_step: int
+    step: int
+    losses: tuple[float, ...]
+    seconds: float
+    suspects: tuple[int, ...]
+    reason: str
+    evidence: Evidence | None = None
+
+
+class Checked(Message):
+    """error: what is wrong with the step's samples or the model, where the second computation was not finite either."""
+
+    kind: Literal["checked"] = "checked"
+    step: int
+    rank: int
+    evidence: Evidence
+    error: dict[str, Any] | None = None
 
 
 class Evaluated(Message):
@@ -220,6 +267,8 @@ FromWorker = Annotated[
     | Ready
     | Unloadable
     | Trained
+    | Suspected
+    | Checked
     | Evaluated
     | Saved
     | Progressed

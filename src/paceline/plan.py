@@ -19,7 +19,10 @@ class Device(BaseModel):
 
 
 class Node(BaseModel):
-    """One machine as its agent describes it. free_* is what no job of this master holds."""
+    """One machine as its agent describes it. free_* is what no job of this master holds.
+
+    quarantined: why no job may use it: it was found to compute wrongly.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +39,7 @@ class Node(BaseModel):
     free_devices: tuple[int, ...] = ()
     load: float = 0.0
     draining: bool = False
+    quarantined: str | None = None
 
 
 class Placement(BaseModel):

@@ -34,6 +34,7 @@ from paceline.master.states import (
     Lost,
     NodeDraining,
     Planned,
+    Quarantine,
     Queued,
     Record,
     Recovering,
@@ -53,15 +54,19 @@ from paceline.master.states import (
 )
 from paceline.messages import (
     Beat,
+    Checked,
     CheckpointRef,
     CheckpointWritten,
+    CheckRound,
     Evaluated,
     EvaluateRound,
+    Evidence,
     FromWorker,
     PeerLost,
     Ready,
     Saved,
     SaveRound,
+    Suspected,
     Trained,
     TrainRound,
     Unloadable,
@@ -271,20 +276,85 @@ def test_a_users_error_ends_the_job_at_once_with_that_very_error(when: str) -> N
     assert Record("state", {"state": "FAILED", "attempt": 1, "error": error}) in commands
 
 
-def test_a_non_finite_step_is_blamed_on_the_worker_that_can_name_the_cause() -> None:
-    job, _ = begun(submission(batch_size=4), 2)
-    named = NonFinite("layer 'head' at step 0", "Lower the learning rate.", step=0).to_json()
-    job, commands = step(job, Answer(1, 0, WorkerFailed(error={})), 1.0)
+# ---- steps that can't be right ----
+
+FINE = Evidence(loss=0.5, norm=1e30, digest="aa")
+NAN = Evidence(loss=float("nan"), norm=float("nan"), digest="bb")
+
+
+def suspecting(suspects: tuple[int, ...], evidence: Evidence | None, workers: int = 2) -> tuple[Job, list[Command]]:
+    """A job whose members all say, after one good step, that the next can't be right; and what is then ordered."""
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30)), workers)
+    job, commands = round_of(job, commands)
+    at = orders(commands)[0].from_step
+    for rank in range(workers):
+        own = evidence if rank in suspects else None
+        word = Suspected(
+            from_step=at, step=at, losses=(), seconds=0.1, suspects=suspects, reason="gradient norm 1e30", evidence=own
+        )
+        job, commands = step(job, Answer(1, rank, word), 3.0)
+    return job, commands
+
+
+def checked(job: Job, by: int, evidence: Evidence, error: dict[str, Any] | None = None) -> tuple[Job, list[Command]]:
     assert isinstance(job.state, Running)
-    assert commands == []
-    job, _ = step(job, Answer(1, 1, WorkerFailed(error=named)), 1.0)
+    order = job.state.order
+    assert isinstance(order, CheckRound)
+    answer = Checked(step=order.step, rank=order.rank, evidence=evidence, error=error)
+    return step(job, Answer(1, by, answer), 4.0)
+
+
+def test_another_member_computes_a_suspects_part_again() -> None:
+    _, commands = suspecting((1,), FINE)
+    assert {rank: (order.rank, order.checker) for rank, order in orders(commands).items()} == {0: (1, 0)}
+    _, commands = suspecting((0,), FINE, workers=1)
+    assert {rank: (order.rank, order.checker) for rank, order in orders(commands).items()} == {0: (0, 0)}
+
+
+def test_the_same_bits_twice_are_trusted_however_large() -> None:
+    job, _ = suspecting((1,), FINE)
+    job, commands = checked(job, 0, FINE)
+    assert {order.trusted_step for order in orders(commands).values()} == {job.training.step}
+    assert [c.data["step"] for c in commands if isinstance(c, Record)] == [job.training.step]
+
+
+def test_a_step_that_is_not_finite_twice_ends_the_job_by_the_layer_that_was_found() -> None:
+    job, _ = suspecting((1,), NAN)
+    named = NonFinite("layer 'head' at step 0", "Lower the learning rate.", step=0).to_json()
+    job, _ = checked(job, 0, NAN, named)
     assert job.state == Failed(named)
 
 
-def test_a_non_finite_step_that_nobody_can_explain_still_ends_the_job_by_name() -> None:
-    job, _ = begun(submission(batch_size=4), 2)
-    for rank in (0, 1):
-        job, _ = step(job, Answer(1, rank, WorkerFailed(error={})), 1.0)
+def test_a_node_whose_part_comes_out_otherwise_is_put_in_quarantine_with_the_evidence() -> None:
+    job, _ = suspecting((1,), NAN)
+    job, commands = checked(job, 0, Evidence(loss=0.5, norm=2.0, digest="cc"))
+    assert isinstance(job.state, Running)
+    assert job.state.members == (0,)
+    (record,) = (c.data for c in commands if isinstance(c, Record) and c.kind == "node_quarantined")
+    assert (record["node"], record["reported"]["norm"], record["computed"]["norm"]) == ("n1", "nan", "2.0")
+    assert [c.node_id for c in commands if isinstance(c, Quarantine)] == ["n1"]
+    assert StopWorkers(1, (1,)) in commands
+    assert orders(commands)[0].from_step == job.training.step
+
+
+def test_a_lone_worker_that_computes_otherwise_the_second_time_is_given_up_with_its_node() -> None:
+    job, _ = suspecting((0,), FINE, workers=1)
+    job, commands = checked(job, 0, Evidence(loss=0.5, norm=2.0, digest="cc"))
+    assert isinstance(job.state, Recovering)
+    assert [c.node_id for c in commands if isinstance(c, Quarantine)] == ["n0"]
+
+
+def test_a_suspect_that_is_lost_before_it_is_checked_leaves_the_others_to_do_the_step_again() -> None:
+    job, _ = suspecting((1,), FINE)
+    job, commands = step(job, Lost(1, 1, "killed"), 4.0)
+    assert isinstance(orders(commands)[0], TrainRound)
+    job, _ = suspecting((1,), FINE, workers=3)
+    job, commands = step(job, Lost(1, 0, "killed"), 4.0)
+    assert {rank: (order.rank, order.checker) for rank, order in orders(commands).items() if rank == 2} == {2: (1, 2)}
+
+
+def test_a_sum_that_is_not_finite_of_parts_that_are_ends_the_job() -> None:
+    job, _ = suspecting((), None)
     assert isinstance(job.state, Failed)
     assert (job.state.error["code"], bool(job.state.error["remedy"])) == ("non_finite", True)
 

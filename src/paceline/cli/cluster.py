@@ -123,13 +123,17 @@ def drain(
 
 def _line(node: Node) -> tuple[str, ...]:
     return (
-        node.id + (" (master)" if node.is_master else "") + (" (draining)" if node.draining else ""),
+        node.id + "".join(f" ({word})" for word, holds in _marks(node).items() if holds),
         f"{node.free_cores} of {node.cores}",
         f"{node.free_memory / 2**30:.1f} of {gib(node.memory)}",
         f"{len(node.free_devices)} of {len(node.devices)}" if node.devices else "none",
         f"{node.load:.1f}",
         node.address,
     )
+
+
+def _marks(node: Node) -> dict[str, bool]:
+    return {"master": node.is_master, "draining": node.draining, "quarantined": node.quarantined is not None}
 
 
 def _hardware_classes(nodes: list[Node]) -> list[str]:

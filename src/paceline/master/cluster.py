@@ -24,6 +24,7 @@ class NodeLink:
     available_memory: int
     load: float = 0.0
     draining: bool = False
+    quarantined: str | None = None
 
 
 @dataclass
@@ -69,6 +70,11 @@ class Cluster:
             raise NotFound(f"there is no node {node_id!r}.", "`paceline nodes` lists them.")
         self._nodes[node_id].draining = True
 
+    def quarantine(self, node_id: str, reason: str) -> None:
+        """Give the node no more workers: it computes wrongly. Its agent's next start lifts that."""
+        if node_id in self._nodes:
+            self._nodes[node_id].quarantined = reason
+
     def report(self, node_id: str, load: Load) -> None:
         link = self._nodes[node_id]
         link.available_memory, link.load = load.available_memory, load.load
@@ -90,11 +96,12 @@ class Cluster:
             cores=hello.cores,
             memory=hello.memory,
             devices=hello.devices,
-            free_cores=0 if link.draining else hello.cores - sum(worker.threads for worker in held),
+            free_cores=0 if link.draining or link.quarantined else hello.cores - sum(worker.threads for worker in held),
             free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
             free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
             load=link.load,
             draining=link.draining,
+            quarantined=link.quarantined,
         )
 
     def start(

@@ -219,6 +219,11 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
+            case states.Quarantine(node_id, reason):
+                log.error("node_quarantined", node=node_id, reason=reason)
+                self._cluster.quarantine(node_id, reason)
+                for other in self._jobs:
+                    self.post(other, NodeDraining(node_id))
             case states.SetTimer(seconds, event):
                 asyncio.get_running_loop().call_later(seconds, self.post, job.id, event)
 

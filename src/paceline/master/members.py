@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
-from paceline.messages import Beat, Group, SaveRound, Trained
+from paceline.messages import Beat, CheckRound, Group, SaveRound, Trained
 from paceline.plan import Placement
 
 SMOOTHING = 0.3
@@ -192,7 +192,7 @@ def hung(state: Running, now: float) -> Mapping[int, str]:
     found: dict[int, str] = {}
     for rank in state.members[:1] if saving else state.members:
         worker = state.workers[rank]
-        if rank in state.answers:
+        if rank in state.answers or (isinstance(state.order, CheckRound) and rank != state.order.checker):
             continue
         silent = now - max(worker.beat_at, state.ordered_at) > bound
         stuck = not saving and worker.phase != "exchange" and now - max(worker.moved_at, state.ordered_at) > bound

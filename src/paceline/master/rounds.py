@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from paceline.errors import NonFinite
 from paceline.grid import Grid
-from paceline.master import members
+from paceline.master import members, poison
 from paceline.master.ends import discard_checkpoints, end, recover, state_record
 from paceline.master.states import (
     Checkpoint,
@@ -30,8 +29,10 @@ from paceline.master.states import (
 )
 from paceline.messages import (
     Beat,
+    Checked,
     CheckpointRef,
     CheckpointWritten,
+    CheckRound,
     Evaluated,
     EvaluateRound,
     FromWorker,
@@ -39,6 +40,7 @@ from paceline.messages import (
     PeerLost,
     Saved,
     SaveRound,
+    Suspected,
     Trained,
     TrainRound,
     Warned,
@@ -62,12 +64,14 @@ def answered(job: Job, state: Running, rank: int, message: FromWorker, now: floa
             worker = members.note_beat(state.workers[rank], message, now)
             return replace(job, state=replace(state, workers={**state.workers, rank: worker})), []
         case WorkerFailed(error=error):
-            return _failed(job, state, rank, error, now)
+            return end(job, Failed(error), now)
         case CheckpointWritten(checkpoint=ref):
             return _checkpointed(job, state, ref)
         case Warned(error=error):
             return replace(job, state=replace(state, pending=None)), [Record("warning", error)]
-        case Trained() | Evaluated() | Saved() | PeerLost() if _expected(state, rank, message):
+        case Trained() | Suspected() | Checked() | Evaluated() | Saved() | PeerLost() if _expected(
+            state, rank, message
+        ):
             state = replace(state, answers={**state.answers, rank: message})
             others = [r for r in state.members if r not in state.answers] if isinstance(message, PeerLost) else []
             # who still waits in the torn exchange may never notice by itself
@@ -82,26 +86,16 @@ def _expected(state: Running, rank: int, message: FromWorker) -> bool:
         return False
     match state.order:
         case TrainRound(from_step=at):
-            return isinstance(message, PeerLost) or (isinstance(message, Trained) and message.from_step == at)
+            return isinstance(message, PeerLost) or (
+                isinstance(message, Trained | Suspected) and message.from_step == at
+            )
+        case CheckRound(step=at, checker=checker):
+            return isinstance(message, Checked) and message.step == at and rank == checker
         case EvaluateRound(step=at):
             return isinstance(message, Evaluated) and message.step == at
         case SaveRound():
             return isinstance(message, Saved)
     return False
-
-
-def _failed(job: Job, state: Running, rank: int, error: dict[str, Any], now: float) -> Outcome:
-    """A named cause ends the job at once; a worker that could not name one leaves that to the others."""
-    if error:
-        return end(job, Failed(error), now)
-    failures = {**state.failures, rank: error}
-    if len(failures) < len(state.members):
-        return replace(job, state=replace(state, failures=failures)), []
-    unnamed = NonFinite(
-        f"training became non-finite after step {job.training.step}; a recomputation found no bad microbatch.",
-        "Lower the learning rate or set clip_grad_norm=1.0.",
-    )
-    return end(job, Failed(unnamed.to_json()), now)
 
 
 def _checkpointed(job: Job, state: Running, ref: CheckpointRef) -> Outcome:
@@ -123,7 +117,9 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
         return recover(job, state.lost[-1] if state.lost else "no worker is left", now)
     if isinstance(state.order, SaveRound) and state.members[0] != state.group.members[0]:
         return advance(job, state, now)  # the one that was asked is gone: ask the next
-    asked = state.members[:1] if isinstance(state.order, SaveRound) else state.members
+    if isinstance(state.order, CheckRound) and not {state.order.checker, state.order.rank} <= set(state.members):
+        return advance(job, state, now)
+    asked = _asked(state)
     if any(rank not in state.answers for rank in asked):
         return job, []
     torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
@@ -135,6 +131,12 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
         case EvaluateRound() if not state.lost:
             answers = {r: a for r, a in state.answers.items() if isinstance(a, Evaluated)}
             return _note_values(job, state, _means(job.submission.facts.values, answers), now)
+        case CheckRound(checker=checker):
+            checked = state.answers[checker]
+            assert isinstance(checked, Checked)
+            assert state.suspected is not None
+            job, commands = poison.judge(job, state, state.suspected, checked, now)
+            return _after(commands, advance(job, job.state, now)) if isinstance(job.state, Running) else (job, commands)
         case SaveRound():
             saved = state.answers[asked[0]]
             assert isinstance(saved, Saved)
@@ -142,9 +144,16 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
     return advance(job, state, now)
 
 
+def _asked(state: Running) -> tuple[int, ...]:
+    """Members that are to answer the present order."""
+    if isinstance(state.order, CheckRound):
+        return (state.order.checker,)
+    return state.members[:1] if isinstance(state.order, SaveRound) else state.members
+
+
 def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     """Commit what any survivor completed; those a step behind will copy it."""
-    done = {rank: a for rank, a in state.answers.items() if isinstance(a, Trained | PeerLost)}
+    done = {rank: a for rank, a in state.answers.items() if isinstance(a, Trained | Suspected | PeerLost)}
     workers = dict(state.workers)
     for rank, answer in done.items():
         workers[rank] = replace(workers[rank], step=answer.step)
@@ -163,6 +172,10 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
         state = replace(state, pending=None)  # it may not have got so far as to write it
     if isinstance(furthest, Trained) and furthest.losses:
         state = replace(state, step_s=furthest.seconds / len(furthest.losses))
+    suspected = poison.suspicion_of(state) if not torn else None
+    state = replace(state, suspected=suspected)
+    if suspected is not None and not suspected.suspects:
+        return poison.unnamed(replace(job, state=state), suspected, now)
     if state.torn >= MAX_TORN_ROUNDS:
         return recover(job, f"the workers lost each other {state.torn} times in a row; the last: {torn[-1]}", now)
     if not furthest.losses:
@@ -232,6 +245,10 @@ def _note_values(job: Job, state: Running, values: dict[str, float], now: float)
 def advance(job: Job, state: Running, now: float) -> Outcome:
     """The next order: evaluate, save or train. Everything that decides it is committed."""
     training = job.training
+    check = poison.order_check(state, state.suspected) if state.suspected else None
+    if check is not None:
+        return _order(job, state, check, now)
+    state = replace(state, suspected=None)
     if not state.stopping:
         state = _judge(job, state, now)
     state, changes = members.settle_membership(state, training, job.id, job.attempt)
@@ -284,6 +301,7 @@ def _order_training(job: Job, state: Running, now: float) -> Outcome:
         checkpoint=checkpoint,
         behind=behind,
         source=source,
+        trusted_step=state.trusted_step,
     )
     if checkpoint:
         marked = training.model_copy(update={"unmarked_best": False})
@@ -322,12 +340,10 @@ def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
     return [leaf.steps if isinstance(leaf, MaxSteps) else leaf.epochs * grid.steps_per_epoch for leaf in counted]
 
 
-def _order(job: Job, state: Running, order: TrainRound | EvaluateRound | SaveRound, now: float) -> Outcome:
+def _order(job: Job, state: Running, order: TrainRound | CheckRound | EvaluateRound | SaveRound, now: float) -> Outcome:
     state = replace(state, order=order, ordered_at=now, answers={}, lost=())
-    saves = isinstance(order, SaveRound)
-    ranks = state.members[:1] if saves else state.members
-    commands: list[Command] = [Send(job.attempt, rank, order) for rank in ranks]
-    if saves:
+    commands: list[Command] = [Send(job.attempt, rank, order) for rank in _asked(state)]
+    if isinstance(order, SaveRound):
         commands.append(SetTimer(SAVE_BOUND_S, Late(job.attempt, waiting_for(state))))
     return replace(job, state=state), commands
 
@@ -337,6 +353,8 @@ def waiting_for(state: Running) -> str:
     match state.order:
         case TrainRound(from_step=a, to_step=b):
             return f"training steps {a} to {b} of group {state.generation}"
+        case CheckRound(step=at, rank=rank):
+            return f"a check of rank {rank} in step {at}"
         case EvaluateRound(step=at):
             return f"the evaluation after step {at}"
         case SaveRound(step=at):

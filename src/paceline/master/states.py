@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from paceline.grid import Grid
 from paceline.messages import (
     CheckpointRef,
+    CheckRound,
     EvaluateRound,
     FromWorker,
     Group,
     SaveRound,
+    Suspected,
     ToWorker,
     TrainRound,
 )
@@ -114,7 +116,8 @@ class Running:
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
     failed_joins: workers in a row that were to join and never became ready. torn: rounds in a row in which the members
-    lost each other, though none of them was gone, and trained no step.
+    lost each other, though none of them was gone, and trained no step. suspected: what says that the next step can't be
+    right. trusted_step: one that was computed twice, to the same bits.
     """
 
     plan: Plan
@@ -129,11 +132,10 @@ class Running:
     next_rank: int
     building: Mapping[int, tuple[Placement, str]] = field(default_factory=dict)
     generation: int = 0
-    order: TrainRound | EvaluateRound | SaveRound | None = None
+    order: TrainRound | CheckRound | EvaluateRound | SaveRound | None = None
     ordered_at: float = 0.0
     answers: Mapping[int, FromWorker] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
-    failures: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     leaving: frozenset[int] = frozenset()
     stopping: tuple[StopCondition, ...] = ()
     reproducible: bool = True
@@ -142,6 +144,8 @@ class Running:
     pending: Training | None = None
     failed_joins: int = 0
     torn: int = 0
+    suspected: Suspected | None = None
+    trusted_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -358,6 +362,14 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class Quarantine:
+    """The node computes wrongly: no job is to use it."""
+
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Record:
     """A row of the job's history, for whoever watches."""
 
@@ -365,5 +377,5 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Record
+Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Quarantine | Record
 Outcome = tuple[Job, list[Command]]

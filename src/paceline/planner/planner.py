@@ -111,6 +111,8 @@ def _room(node: Node, options: TrainOptions, memory: int, device: str) -> Room:
     allowed = options.resources.nodes
     if allowed is not None and node.name not in allowed:
         return Room(node, (), 0, f"not among the nodes asked for ({', '.join(allowed)})", excluded=True)
+    if node.quarantined is not None:
+        return Room(node, (), 0, f"in quarantine: {node.quarantined}; start its agent anew to lift it", excluded=True)
     if node.draining:
         return Room(node, (), 0, "is being given back", excluded=True)
     reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0

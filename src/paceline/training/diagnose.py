@@ -14,34 +14,22 @@ from paceline.training.seeds import seed_microbatch
 NAMED_SAMPLES = 8
 
 
-class NonFiniteStep(Exception):
-    """A step whose loss or gradient is not finite. Nothing of it is committed."""
-
-    def __init__(self, step: int, loss: float, first_cell: int, batches: list[Any]) -> None:
-        super().__init__(f"step {step}: loss {loss}")
-        self.step = step
-        self.loss = loss
-        self.first_cell = first_cell
-        self.batches = batches
-
-
-def diagnose(failed: NonFiniteStep, program: Program, grid: Grid) -> NonFinite | None:
-    """Recompute this worker's cells of the failed step; None where none of them is at fault.
+def diagnose(step: int, first_cell: int, batches: list[Any], program: Program, grid: Grid) -> NonFinite | None:
+    """Look for the first layer where one of these cells, from `first_cell` on, turns non-finite.
 
     The parameters are still those of before the step, so the recomputation meets the same values.
     """
-    for offset, batch in enumerate(failed.batches):
-        cell = failed.first_cell + offset
-        layer = _first_bad_layer(program, grid, failed.step, cell, batch)
+    for cell, batch in enumerate(batches, start=first_cell):
+        layer = _first_bad_layer(program, grid, step, cell, batch)
         if layer is not None:
-            samples = grid.cell_samples(failed.step, cell).tolist()
+            samples = grid.cell_samples(step, cell).tolist()
             shown = ", ".join(map(str, samples[:NAMED_SAMPLES])) + (", …" if len(samples) > NAMED_SAMPLES else "")
-            epoch, _ = grid.locate(failed.step)
+            epoch, _ = grid.locate(step)
             return NonFinite(
-                f"training became non-finite at step {failed.step} (epoch {epoch}, microbatch {cell}, samples {shown}),"
-                f" first seen in {layer}; the batch's loss is {failed.loss}.",
+                f"training became non-finite at step {step} (epoch {epoch}, microbatch {cell}, samples {shown}), "
+                f"first seen in {layer}; a second computation agrees.",
                 "Check those samples for NaN or extreme values; else lower the learning rate or set clip_grad_norm.",
-                step=failed.step,
+                step=step,
                 epoch=epoch,
                 microbatch=cell,
                 samples=samples,

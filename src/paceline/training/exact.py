@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from paceline.errors import NonFinite
 from paceline.grid import Grid, scaled_share
+from paceline.messages import Evidence
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.data import to_device
-from paceline.training.diagnose import NonFiniteStep
+from paceline.training.diagnose import diagnose
 from paceline.training.exchange import GradientExchange
+from paceline.training.gradients import CellAccumulator
 from paceline.training.group import WorkerGroup
 from paceline.training.monitor import Monitor
 from paceline.training.program import Program
+from paceline.training.sanity import Sanity, SuspectStep, evidence_of
 from paceline.training.seeds import seed_microbatch
+
+LOSS, NORM, STATISTICS = 0, 1, 2  # columns of a cell's row; the sender's norm stands in its first row
 
 
 class ExactTrainer:
@@ -39,48 +46,79 @@ class ExactTrainer:
         self._total_samples = total_samples
         self._monitor = monitor
         self._exchange = GradientExchange(program.parameters, group)
+        self._sanity = Sanity()
 
     def close(self) -> None:
         """Take no further part in the model."""
         self._exchange.close()
 
-    def step(self, step: int, batches: Iterator[Any]) -> float:
+    def step(self, step: int, batches: Iterator[Any], trusted: bool = False) -> float:
         """Do one step on the next batches of this worker's share; return the batch's mean loss.
 
-        Raises NonFiniteStep before anything is committed where loss or gradient is not finite.
+        Raises SuspectStep, on all members alike, before anything is committed that can't be right. trusted: it was
+        found right already, however large it is.
         """
-        grid, program = self._grid, self._program
-        num_cells = grid.num_cells(step)
-        shares = [scaled_share(share, num_cells, grid.num_cells(0)) for share in self._group.shares]
-        first, end = shares[self._group.place]
+        num_cells = self._grid.num_cells(step)
+        shares = [scaled_share(share, num_cells, self._grid.num_cells(0)) for share in self._group.shares]
+        share = shares[self._group.place]
         self._exchange.begin(shares, num_cells)
-        rows = torch.empty(end - first, 1 + self._pool.width, dtype=torch.float64)
+        rows, _ = self._cells(step, share, batches, self._exchange)
+        self._exchange.send_rest()
+        rows[:1, NORM] = self._exchange.norm()
+        counts = [end - first for first, end in shares]
+        rows = self._group.gather_rows(rows, counts)
+        gradients = self._exchange.total()
+        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        if self._group.world == 1:
+            rows[:1, NORM] = norm
+        self._judge(rows, counts, float(norm), trusted)
+        self._apply(step, gradients, norm)
+        self._pool.end_step(rows[:, STATISTICS:])
+        return float(sum(rows[:, LOSS].tolist()))
+
+    def _cells(
+        self, step: int, share: tuple[int, int], batches: Iterator[Any], into: GradientExchange | CellAccumulator
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """Forward and backward of a share: (a row for each cell, shape (cells, STATISTICS + pool's width); batches)."""
+        first, end = share
+        rows = torch.zeros(end - first, STATISTICS + self._pool.width, dtype=torch.float64)
         kept: list[Any] = []
         self._pool.begin_step()
         try:
             for cell in range(first, end):
                 with self._monitor.doing("data"):
-                    batch = to_device(next(batches), program.device)
-                kept.append(batch)
-                if cell == end - 1:
-                    self._exchange.last_cell(cell)
+                    kept.append(to_device(next(batches), self._program.device))
+                if cell == end - 1 and isinstance(into, GradientExchange):
+                    into.last_cell(cell)
                 with self._monitor.doing("compute"):
-                    rows[cell - first, 0] = self._cell(step, cell, batch)
-                rows[cell - first, 1:] = self._pool.take_row()
-                self._exchange.cell_done(cell)
+                    rows[cell - first, LOSS] = self._cell(step, cell, kept[-1])
+                rows[cell - first, STATISTICS:] = self._pool.take_row()
+                into.cell_done(cell)
                 self._monitor.cells += 1
         finally:
             self._pool.end_step(None)
-        self._exchange.send_rest()
-        rows = self._group.gather_rows(rows, [end - first for first, end in shares])
-        gradients = self._exchange.total()
-        loss = float(sum(rows[:, 0].tolist()))
-        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-        if not (torch.isfinite(norm) and -float("inf") < loss < float("inf")):
-            raise NonFiniteStep(step, loss, first, kept)
-        self._apply(step, gradients, norm)
-        self._pool.end_step(rows[:, 1:])
-        return loss
+        return rows, kept
+
+    def _judge(self, rows: torch.Tensor, counts: list[int], norm: float, trusted: bool) -> None:
+        parts = rows[:, [LOSS, NORM]].split(counts)
+        sums = [part.sum(0).tolist() for part in parts]
+        places, reason = self._sanity.suspects([loss for loss, _ in sums], [norm for _, norm in sums], trusted)
+        if not places and math.isfinite(norm):
+            return
+        own = self._group.place in places
+        evidence = evidence_of(sums[self._group.place][0], self._exchange.partials()) if own else None
+        raise SuspectStep(places, reason or f"the sum's norm is {norm:g}", evidence)
+
+    def check(self, step: int, place: int, batches: Iterator[Any]) -> tuple[Evidence, NonFinite | None]:
+        """Compute again what the member at `place` computed of this step, and change nothing."""
+        num_cells = self._grid.num_cells(step)
+        share = scaled_share(self._group.shares[place], num_cells, self._grid.num_cells(0))
+        again = CellAccumulator(self._program.parameters, share, num_cells)
+        rows, kept = self._cells(step, share, batches, again)
+        evidence = evidence_of(float(rows[:, LOSS].sum()), again.partials())
+        if math.isfinite(evidence.loss) and math.isfinite(evidence.norm):
+            return evidence, None
+        return evidence, diagnose(step, share[0], kept, self._program, self._grid)
 
     def _cell(self, step: int, cell: int, batch: Any) -> float:
         """Forward and backward of one cell; its weight is its part of the batch's samples."""

@@ -7,6 +7,7 @@ last gradient is there; buckets leave in one order, which is the same on every w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -15,6 +16,7 @@ import torch
 from paceline.errors import InvalidSpec
 from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients
 from paceline.training.group import PendingSum, WorkerGroup
+from paceline.training.reduction import Block
 
 BUCKET_BYTES = 1 << 20
 
@@ -40,7 +42,7 @@ class GradientExchange:
         self._layouts = [FlatLayout(parameters, indices, group.world) for indices in buckets(parameters)]
         self._bucket_of = {i: at for at, layout in enumerate(self._layouts) for i in layout.indices}
         self._may_leave_early: bool | None = None  # until a first step has shown that gradients come whole
-        self._early = False
+        self._listening = self._early = False
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._arrived, i))
             for i, parameter in enumerate(parameters)
@@ -59,6 +61,8 @@ class GradientExchange:
             CellAccumulator([self._parameters[i] for i in layout.indices], share, num_cells) for layout in self._layouts
         ]
         self._sent: list[PendingSum] = []
+        self._norm = 0.0
+        self._listening = True
         self._awaited = [set(layout.indices) for layout in self._layouts]
 
     def last_cell(self, cell: int) -> None:
@@ -75,6 +79,8 @@ class GradientExchange:
 
     def _arrived(self, index: int, _parameter: torch.nn.Parameter) -> None:
         """A backward has a parameter's gradient; the last backward's may complete the next buckets to leave."""
+        if not self._listening:  # a backward of somebody else's, such as a check's
+            return
         bucket = self._bucket_of[index]
         if index not in self._awaited[bucket]:
             self._comes_in_pieces(index, sent=bucket < len(self._sent))
@@ -99,22 +105,35 @@ class GradientExchange:
         flat = torch.zeros(len(partials), layout.length, dtype=layout.dtype, device=self._group.device)
         for row, gradients in zip(flat, partials.values(), strict=True):
             layout.pack(gradients, row)
+        self._norm = math.hypot(self._norm, float(torch.linalg.vector_norm(flat[:, : layout.flags])))
         self._sent.append(self._group.start_sum(flat, self._shares, self._num_cells))
 
     def send_rest(self) -> None:
         """All of this worker's cells are done."""
+        self._listening = False
         while self._group.world > 1 and len(self._sent) < len(self._sums):
             self._send()
 
+    def partials(self) -> dict[Block, Gradients]:
+        """This worker's own sums over its share, by tree node; call `send_rest` before."""
+        own: dict[Block, Gradients] = {}
+        for layout, held in zip(self._layouts, self._sums, strict=True):
+            for block, gradients in held.partials().items():
+                row = own.setdefault(block, [None] * len(self._parameters))
+                for i, gradient in zip(layout.indices, gradients, strict=True):
+                    row[i] = gradient
+        return own
+
+    def norm(self) -> float:
+        """The norm of what this worker sent of the step."""
+        return self._norm
+
     def total(self) -> Gradients:
         """The gradients of the whole batch, the same bits on every worker; call `send_rest` before."""
-        result: Gradients = [None] * len(self._parameters)
         if self._group.world == 1:
-            for layout, held in zip(self._layouts, self._sums, strict=True):
-                (whole,) = held.partials().values()
-                for i, gradient in zip(layout.indices, whole, strict=True):
-                    result[i] = gradient
-            return result
+            (whole,) = self.partials().values()
+            return whole
+        result: Gradients = [None] * len(self._parameters)
         if self._may_leave_early is None and self._shares[self._group.place][0] < self._shares[self._group.place][1]:
             self._may_leave_early = True
         for pending in self._sent:

@@ -16,8 +16,10 @@ from paceline.digest import model_digest
 from paceline.errors import InvalidSpec, NonFinite, PacelineError, ProtocolError
 from paceline.grid import Grid, scaled_share
 from paceline.messages import (
+    Checked,
     CheckpointRef,
     CheckpointWritten,
+    CheckRound,
     Evaluated,
     EvaluateRound,
     Group,
@@ -28,6 +30,7 @@ from paceline.messages import (
     Saved,
     SaveRound,
     Setup,
+    Suspected,
     Trained,
     TrainRound,
     Warned,
@@ -50,6 +53,7 @@ from paceline.training.group import LostPeer, WorkerGroup
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
+from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
 from paceline.transfer import BlobStore, disk_error
 
@@ -123,8 +127,8 @@ class TrainingJob:
 
     # ---- training ----
 
-    def train(self, order: TrainRound) -> Trained | PeerLost:
-        """Do the round's steps. Raises NonFiniteStep, or what the user's code raises."""
+    def train(self, order: TrainRound) -> Trained | Suspected | PeerLost:
+        """Do the round's steps. Raises what the user's code raises."""
         losses: list[float] = []
         started = time.perf_counter()
         waited_before, cells_before = self._monitor.waited_s, self._monitor.cells
@@ -137,6 +141,17 @@ class TrainingJob:
         except LostPeer as lost:
             self._leave()
             return PeerLost(step=self._step, losses=tuple(losses), reason=str(lost)[:500])
+        except SuspectStep as suspect:
+            self._batches = None  # the step's own were read
+            return Suspected(
+                from_step=order.from_step,
+                step=self._step,
+                losses=tuple(losses),
+                seconds=time.perf_counter() - started,
+                suspects=tuple(order.group.members[place] for place in suspect.places),
+                reason=suspect.reason,
+                evidence=suspect.evidence,
+            )
         seconds = time.perf_counter() - started
         return Trained(
             from_step=order.from_step,
@@ -155,12 +170,12 @@ class TrainingJob:
 
     def _do_steps(self, order: TrainRound, workers: WorkerGroup, trainer: ExactTrainer, losses: list[float]) -> None:
         if self._batches is None:
-            self._batches = self._train.stream(self._requests(workers, order.from_step))
+            self._batches = self._train.stream(self._requests(workers.shares[workers.place], order.from_step))
         self.program.model.train()
         reporting = self._rank == order.group.members[0]
         started = reported = time.monotonic()
         for step in range(order.from_step, order.to_step):
-            losses.append(trainer.step(step, self._batches))
+            losses.append(trainer.step(step, self._batches, trusted=step == order.trusted_step))
             self._step = self._monitor.step = step + 1
             now = time.monotonic()
             if reporting and now - reported > PROGRESS_EVERY_S and step + 1 < order.to_step:
@@ -169,10 +184,20 @@ class TrainingJob:
                 self._send(Progressed(step=step + 1, loss=losses[-1], samples_per_s=samples / (now - started)))
         self._pool.refuse_other_updates()
 
-    def _requests(self, workers: WorkerGroup, from_step: int) -> Iterator[CellRequest]:
-        """This worker's cells from `from_step` on, without end."""
+    def check(self, order: CheckRound) -> Checked:
+        """Compute again what another member computed of the next step; this one's state stays as it is."""
+        _, trainer = self._join(order.group)
+        place = order.group.members.index(order.rank)
+        batches = self._train.stream(self._requests(order.group.shares[place], order.step))
+        self.program.model.train()
+        evidence, error = trainer.check(order.step, place, batches)
+        self._batches = None
+        return Checked(step=order.step, rank=order.rank, evidence=evidence, error=error.to_json() if error else None)
+
+    def _requests(self, whole_share: tuple[int, int], from_step: int) -> Iterator[CellRequest]:
+        """The share's cells from `from_step` on, without end."""
         for step in count(from_step):
-            share = scaled_share(workers.shares[workers.place], self.grid.num_cells(step), self.grid.num_cells(0))
+            share = scaled_share(whole_share, self.grid.num_cells(step), self.grid.num_cells(0))
             epoch, _ = self.grid.locate(step)
             for cell in range(*share):
                 yield CellRequest(epoch, self.grid.cell_samples(step, cell))

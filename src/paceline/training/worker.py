@@ -16,6 +16,7 @@ import psutil
 
 from paceline.errors import Corrupt, NotFound, PacelineError, ProtocolError, UserCodeError
 from paceline.messages import (
+    CheckRound,
     EvaluateRound,
     Message,
     Ready,
@@ -29,7 +30,6 @@ from paceline.messages import (
 )
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
 from paceline.training.data import lost_reader
-from paceline.training.diagnose import NonFiniteStep, diagnose
 from paceline.training.job import TrainingJob
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
@@ -91,9 +91,6 @@ class WorkerProcess:
             return _do(self._job, order)
         except MasterGone:
             raise
-        except NonFiniteStep as failed:
-            found = diagnose(failed, self._job.program, self._job.grid) if self._job else None
-            return WorkerFailed(error=found.to_json() if found else {})
         except PacelineError as error:
             return WorkerFailed(error=error.to_json())
         except Exception as error:  # the user's own travels to them whole
@@ -120,6 +117,8 @@ def _do(job: TrainingJob, order: ToWorker) -> Message:
     match order:
         case TrainRound():
             return job.train(order)
+        case CheckRound():
+            return job.check(order)
         case EvaluateRound():
             return job.evaluate(order)
         case SaveRound():

@@ -1,0 +1,62 @@
+"""Whether what the workers computed of a step can be right, before it is committed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import torch
+
+from paceline.messages import Evidence
+from paceline.training.gradients import Gradients
+from paceline.training.reduction import Block
+
+ABSURD = 1e3  # times the usual norm; a flipped high bit of an exponent makes 1e9 and more of a number
+REMEMBERED_STEPS = 64
+USUAL_FROM_STEPS = 8
+
+
+class SuspectStep(Exception):
+    """What the workers at `places` computed of a step is not finite, or absurd. Nothing of it is committed.
+
+    evidence: of this worker's own part, where its place is among them.
+    """
+
+    def __init__(self, places: Sequence[int], reason: str, evidence: Evidence | None) -> None:
+        super().__init__(reason)
+        self.places, self.reason, self.evidence = places, reason, evidence
+
+
+class Sanity:
+    """Judges each step by the norms of the steps before. All members see the same values, and so judge alike."""
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+
+    def suspects(self, losses: Sequence[float], norms: Sequence[float], trusted: bool) -> tuple[list[int], str]:
+        """(places whose part of the step can't be right, why). losses, norms: of each place's part."""
+        bad = [at for at, pair in enumerate(zip(losses, norms, strict=True)) if not all(map(math.isfinite, pair))]
+        if bad:
+            return bad, f"loss {losses[bad[0]]:g}, gradient norm {norms[bad[0]]:g}"
+        usual = median(self._usual) if len(self._usual) >= USUAL_FROM_STEPS else math.inf
+        absurd = [at for at, norm in enumerate(norms) if norm > ABSURD * usual and not trusted]
+        if absurd:
+            return absurd, f"gradient norm {norms[absurd[0]]:g}, where {usual:g} is usual"
+        self._usual.append(max(norms))
+        return [], ""
+
+
+def evidence_of(loss: float, partials: Mapping[Block, Gradients]) -> Evidence:
+    """The same for the same bits, whoever computed them."""
+    total, gradients = hashlib.sha256(), []
+    for block, held in sorted(partials.items()):
+        total.update(repr((block, [g is not None for g in held])).encode())
+        for gradient in held:
+            if gradient is not None:
+                gradients.append(gradient)
+                total.update(gradient.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    return Evidence(loss=loss, norm=norm, digest=total.hexdigest())
