@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,29 @@ def test_a_killed_master_finds_its_job_again_and_ends_it_with_the_same_digest(
         with pytest.raises(pl.ModelUnknown, match="load_into"):
             _ = result.model
         assert result.load_into(Cnn(16)).state_dict()["head.weight"].shape == (10, 512)
+
+
+@pytest.mark.ray
+def test_a_job_goes_on_from_its_checkpoint_on_another_engine_in_another_place_with_other_workers(
+    tmp_path: Path, client: pl.Client
+) -> None:
+    expected = client.submit(spec(workers=1, **LONG)).result(timeout=120).digest
+    process, ready = start_master(MasterSettings(folder=tmp_path / "here", port=0, cores=1, parent_pipe=True))
+    with pl.Client(ready["url"], ready["token"]) as first:
+        job = first.submit(spec(workers=1, **LONG))
+        job.scale(2)  # there is one core here, and two there
+        wait_until(lambda: any(event.kind == "checkpoint" for event in job.events_so_far()))
+        pids = [worker["pid"] for worker in job.workers()]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    with running_master(tmp_path / "there", engine="ray") as second:
+        result = second.job(job.id).result(timeout=120)
+        assert result.digest == expected
+        assert len(result.plan.workers) == 2
+        assert [row for row in result.ledger if row["committed"] != row["expected"] or row["twice"]] == []
+        assert [event.data["step"] for event in second.job(job.id).events_so_far() if event.kind == "checkpoint"][0] > 0
 
 
 def test_a_delivered_result_is_there_after_a_restart(tmp_path: Path) -> None:
