@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import paceline as pl
-from conftest import EndsWell
 from paceline.grid import Grid
 from paceline.testing.sabotage import Sabotage, Sabotaged
 
@@ -64,7 +63,10 @@ def quarantined(job: pl.Job) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("how", [flip, enlarge, undefine])
 def test_a_node_that_computes_wrongly_is_named_with_the_evidence_and_used_no_more(
-    two_places: pl.Client, sabotage: Callable[..., Sabotage], ends_well: EndsWell, how: Callable[[torch.Tensor], None]
+    two_places: pl.Client,
+    sabotage: Callable[..., Sabotage],
+    ends_well: Callable[[pl.Job], pl.Result],
+    how: Callable[[torch.Tensor], None],
 ) -> None:
     fault = sabotage(act="raise", at_pass=120)
     job = two_places.submit(job_of(2, model=partial(spoilt, fault, how)))
@@ -79,7 +81,7 @@ def test_a_node_that_computes_wrongly_is_named_with_the_evidence_and_used_no_mor
 
 
 def test_a_lone_worker_that_computes_wrongly_is_found_out_and_its_job_ends_on_another_node(
-    two_places: pl.Client, sabotage: Callable[..., Sabotage], ends_well: EndsWell
+    two_places: pl.Client, sabotage: Callable[..., Sabotage], ends_well: Callable[[pl.Job], pl.Result]
 ) -> None:
     job = two_places.submit(job_of(1, model=partial(spoilt, sabotage(act="raise", at_pass=200), enlarge)))
     ends_well(job)
