@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.errors import NonFinite, UserCodeError
-from paceline.grid import split_evenly
 from paceline.master.machine import resumed, step
 from paceline.master.rounds import waiting_for
 from paceline.master.states import (
@@ -70,6 +69,7 @@ from paceline.messages import (
     WorkerHello,
 )
 from paceline.plan import Placement
+from paceline.shares import split_evenly
 from paceline.spec import Submission
 from paceline.stop import must_end, step_bound
 
