@@ -69,6 +69,14 @@ def test_equal_workers_send_one_partial_sum_each(workers: int, num_cells: int) -
     assert nodes(split_evenly(num_cells, workers)) == [1] * workers
 
 
+def test_thousands_of_cells_are_split_as_well() -> None:
+    assert nodes(split_evenly(4096, 8)) == [1] * 8
+    cell_s = [1.0, 1.3, 2.1]
+    shares = split_by_speed(5000, cell_s)
+    assert sum(nodes(shares)) < sum(nodes(cell_by_cell(5000, cell_s)))
+    assert slowest(shares, cell_s) <= 1.05 * slowest(cell_by_cell(5000, cell_s), cell_s)
+
+
 def test_three_equal_workers_of_eight_cells_send_five() -> None:
     assert sum(nodes(split_evenly(8, 3))) == 5
 
