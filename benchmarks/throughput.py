@@ -92,8 +92,8 @@ def record_bytes(report: Report, workload: str, runs: Mapping[str, Found]) -> No
         sent = {name: float(run["bytes_per_step"]) for name, run in found.items()}
         name = f"{workload}, {what}, of DDP's bytes"
         record(report.figures, name, "ratio", sent["ours"] / sent["DDP"])
-        record(report.figures, f"{workload}, {what}", "bytes/step", sent["ours"])
-        record(report.peers, f"{workload}, {what}, DDP", "bytes/step", sent["DDP"])
+        record(report.figures, f"{workload}, {what}, bytes", "bytes/step", sent["ours"])
+        record(report.peers, f"{workload}, {what}, DDP, bytes", "bytes/step", sent["DDP"])
         aligned = what in ("2 workers", "4 workers", "8 workers")
         aim = EQUAL_BYTES_AIM if aligned else OTHER_BYTES_AIM
         report.aims.append(Aim.at_most(name, report.figures[name].median, aim))
