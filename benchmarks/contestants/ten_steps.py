@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch.nn.functional import cross_entropy
 
-from paceline.grid import Grid, split_evenly
+from paceline.grid import Grid
+from paceline.shares import split_evenly
 
 STEPS, BATCH, MICROBATCHES = 10, 64, 8
 

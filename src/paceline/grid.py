@@ -78,17 +78,6 @@ def derive_seed(seed: int, *path: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def split_evenly(num_cells: int, workers: int) -> list[tuple[int, int]]:
-    """Contiguous shares [first, end) of the cells, as equal as they can be, larger ones first."""
-    base, extra = divmod(num_cells, workers)
-    shares, first = [], 0
-    for rank in range(workers):
-        end = first + base + (rank < extra)
-        shares.append((first, end))
-        first = end
-    return shares
-
-
 def scaled_share(share: tuple[int, int], num_cells: int, full_cells: int) -> tuple[int, int]:
     """A share of the full grid's cells, on a smaller last batch's grid of `num_cells` cells."""
     first, end = share

@@ -15,7 +15,7 @@ from itertools import count
 from operator import add
 from typing import Any
 
-from paceline.grid import Grid, split_evenly
+from paceline.grid import Grid
 from paceline.master import machine
 from paceline.master.states import (
     TERMINAL,
@@ -62,6 +62,7 @@ from paceline.messages import (
     WorkerHello,
 )
 from paceline.plan import Placement
+from paceline.shares import split_evenly
 from paceline.spec import Keep, Submission
 from paceline.stop import Progress, fired, improved
 

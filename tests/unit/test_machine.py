@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.errors import NonFinite, UserCodeError
-from paceline.grid import split_evenly
 from paceline.master.machine import resumed, step
 from paceline.master.rounds import waiting_for
 from paceline.master.states import (
@@ -75,6 +74,7 @@ from paceline.messages import (
     WorkerHello,
 )
 from paceline.plan import Placement
+from paceline.shares import split_evenly
 from paceline.spec import Submission
 from paceline.stop import must_end, step_bound
 
@@ -494,6 +494,28 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
     assert again.group.members == (0, 1)
     assert again.group.key != order.group.key
     assert [cell for share in again.group.shares for cell in range(*share)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("cell_s", "shares"),
+    [((0.1, 0.1025), ((0, 4), (4, 8))), ((0.1025, 0.1), ((0, 4), (4, 8))), ((0.1, 0.3), ((0, 6), (6, 8)))],
+)
+def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
+    cell_s: tuple[float, float], shares: tuple[tuple[int, int], ...]
+) -> None:
+    job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
+    for rank in (0, 1):
+        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, commands = step(job, Answer(1, rank, ready(samples=8000)), 0.0)
+    groups = []
+    for turn in range(8):
+        given = orders(commands)
+        groups.append(given[0].group)
+        for rank, order in given.items():
+            speed = {"busy_s": cell_s[rank], "cells": 1, "seconds": 0.4 * (order.to_step - order.from_step)}
+            job, commands = step(job, Answer(1, rank, trained(order, **speed)), turn + 1.0)
+    assert groups[-1].shares == shares
+    assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
 
 
 def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt_off() -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.grid import split_evenly
-from paceline.training.reduction import Block, TreeSum, blocks, root_sum
+from paceline.shares import split_evenly
+from paceline.training.reduction import TreeSum, root_sum
+from paceline.tree import Block, blocks
 
 
 def joined(left: str, right: str) -> str:

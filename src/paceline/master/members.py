@@ -8,6 +8,7 @@ from dataclasses import replace
 from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
 from paceline.messages import Beat, CheckRound, Group, SaveRound, Trained
 from paceline.plan import Placement
+from paceline.shares import slowest, split_by_speed
 
 SMOOTHING = 0.3
 REBALANCE_GAIN = 0.1
@@ -43,25 +44,6 @@ def form(state: Running, job_id: str, attempt: int, members: Sequence[int]) -> R
         plan=plan,
         rounds=0,
     )
-
-
-def split_by_speed(num_cells: int, cell_s: Sequence[float | None]) -> list[tuple[int, int]]:
-    """Contiguous shares of the cells, so that all finish as early as whole cells allow; unknown speeds count as equal.
-
-    Each cell in turn goes to the worker that would finish it first: optimal for cells of equal cost.
-    """
-    known = [seconds for seconds in cell_s if seconds]
-    typical = sum(known) / len(known) if known else 1.0
-    seconds = [s or typical for s in cell_s]
-    counts = [0] * len(seconds)
-    for _ in range(num_cells):
-        earliest = min(range(len(seconds)), key=lambda at: ((counts[at] + 1) * seconds[at], at))
-        counts[earliest] += 1
-    shares, first = [], 0
-    for count in counts:
-        shares.append((first, first + count))
-        first += count
-    return shares
 
 
 def drop(state: Running, rank: int, reason: str) -> Running:
@@ -138,13 +120,9 @@ def _rebalanced(state: Running, job_id: str, attempt: int) -> Running:
     if len(known) < len(speeds) or len(speeds) < 2 or state.rounds < FIRST_ROUNDS:
         return state
     better = split_by_speed(state.plan.microbatches, speeds)
-    if _slowest(better, known) < (1 - REBALANCE_GAIN) * _slowest(state.group.shares, known):
+    if slowest(better, known) < (1 - REBALANCE_GAIN) * slowest(state.group.shares, known):
         return form(state, job_id, attempt, state.members)
     return state
-
-
-def _slowest(shares: Sequence[tuple[int, int]], cell_s: Sequence[float]) -> float:
-    return max((end - first) * seconds for (first, end), seconds in zip(shares, cell_s, strict=True))
 
 
 def stale(state: Running, training: Training) -> tuple[tuple[int, ...], int | None]:

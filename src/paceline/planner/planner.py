@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.errors import Unplaceable
-from paceline.grid import split_evenly
 from paceline.plan import Node, NodeReason, Placement, Plan
+from paceline.shares import split_evenly
 from paceline.spec import Facts, TrainOptions
 
 WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model

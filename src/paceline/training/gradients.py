@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from paceline.training.reduction import Block, TreeSum
+from paceline.training.reduction import TreeSum
+from paceline.tree import Block
 
 Gradients = list[torch.Tensor | None]
 ALIGNMENT = 64  # bytes; kernels may give other bits for other alignments

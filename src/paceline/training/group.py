@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from paceline.messages import Group
 from paceline.training.monitor import Monitor
-from paceline.training.reduction import Block, blocks, root_sum
+from paceline.training.reduction import root_sum
+from paceline.tree import Block, blocks
 
 EXCHANGE_BOUND_S = 600.0
 CONNECT_BOUND_S = 30.0

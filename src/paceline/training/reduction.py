@@ -1,39 +1,17 @@
 """A sum of the cells' contributions whose order is fixed by the grid, never by who computed what.
 
-The cells are the leaves of a binary tree: node (level, k) covers cells [k * 2**level, (k + 1) * 2**level), cut off
-at the number of cells; a node without a right child is its left child. Each worker sums the largest tree nodes inside
-its share, and the nodes are then joined along the same tree, so that every split of the cells gives the same bits.
+The cells are the leaves of a binary tree (`tree.py`). Each worker sums the largest tree nodes inside its share, and
+the nodes are then joined along the same tree, so that every split of the cells gives the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from paceline.tree import Block
+
 T = TypeVar("T")
-Block = tuple[int, int]
-
-
-def blocks(first: int, end: int, num_cells: int) -> Iterator[Block]:
-    """The maximal tree nodes that cover exactly the cells [first, end)."""
-    while first < end:
-        level = 0
-        while (
-            1 << level < num_cells
-            and _aligned(first, level + 1)
-            and _end(level + 1, first >> (level + 1), num_cells) <= end
-        ):
-            level += 1
-        yield level, first >> level
-        first = _end(level, first >> level, num_cells)
-
-
-def _aligned(first: int, level: int) -> bool:
-    return first % (1 << level) == 0
-
-
-def _end(level: int, k: int, num_cells: int) -> int:
-    return min((k + 1) << level, num_cells)
 
 
 class TreeSum(Generic[T]):
