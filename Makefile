@@ -28,6 +28,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/unequal.py
 	$(BIN)/python benchmarks/failures.py
 
