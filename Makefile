@@ -29,6 +29,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/unequal.py
 	$(BIN)/python benchmarks/failures.py
 	$(BIN)/python benchmarks/reduction.py

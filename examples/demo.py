@@ -17,7 +17,8 @@ MODEL = Path("paceline-demo") / "digits.safetensors"
 def main() -> None:
     started = time.monotonic()
     with pl.Client(local=True, cores=WORKERS) as client:
-        job = client.submit(spec.model_copy(update={"resources": pl.Resources(workers=WORKERS)}))
+        wishes = {"microbatches": 8, "resources": pl.Resources(workers=WORKERS)}
+        job = client.submit(spec.model_copy(update=wishes))
         print(job.plan.explain(), end="\n\n")
         job.watch()
         result = job.result()

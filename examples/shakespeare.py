@@ -121,6 +121,7 @@ spec = pl.TrainSpec(
     lr_schedule=warm_up_then_cosine,
     clip_grad_norm=1.0,
     batch_size=48,
+    microbatches=8,
     stop=pl.MaxSteps(900),
     eval_every=300,
     resources=pl.Resources(workers=2),

@@ -72,6 +72,7 @@ def spec(model: Any = None, *, workers: int | None = None, **changes: Any) -> pl
         "loss": torch.nn.functional.cross_entropy,
         "optimizer": partial(torch.optim.AdamW, lr=3e-3),
         "batch_size": 64,
+        "microbatches": 8,  # so small a model would get one, and so one worker
         "metrics": {"accuracy": accuracy},
         "stop": pl.MaxEpochs(1),
         "resources": pl.Resources(workers=workers) if workers else "auto",

@@ -31,7 +31,13 @@ def train(client: pl.Client, steps: int) -> pl.Job:
     """The CNN in batches that are worth every core; the master chooses how many it takes."""
     work = steady.WORKLOADS["cnn"]
     return client.train(
-        work.model(), work.data(), loss=steady.loss, optimizer=steady.optimizer, batch_size=256, stop=pl.MaxSteps(steps)
+        work.model(),
+        work.data(),
+        loss=steady.loss,
+        optimizer=steady.optimizer,
+        batch_size=256,
+        microbatches=steady.MICROBATCHES,
+        stop=pl.MaxSteps(steps),
     )
 
 

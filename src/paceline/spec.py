@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,9 +21,9 @@ from pydantic import (
 )
 
 from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
+from paceline.grid import DEFAULT_MICROBATCHES
 from paceline.stop import Count, Metric, Patience, StopCondition, better, for_callers, leaves, must_end, step_bound
 
-DEFAULT_MICROBATCHES = 8
 BUILT_IN_VALUES = ("loss",)
 Amount = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -88,13 +88,12 @@ class Keep(BaseModel):
         return cls(metric=match[1], mode=mode)
 
 
-class TrainOptions(BaseModel):
-    """The plain fields of a spec: everything that decides how training goes, and nothing that must be pickled."""
+class PlainFields(BaseModel):
+    """The plain fields that a spec and its options have alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     batch_size: Count = 32
-    microbatches: Count = DEFAULT_MICROBATCHES
     threads: Count = 1
     drop_last: bool = False
     clip_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -123,7 +122,7 @@ class TrainOptions(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _parts_that_exist(self) -> TrainOptions:
+    def _parts_that_exist(self) -> Self:
         if self.sync in ("sharded", "local"):
             raise NotYetSupported(f"sync={self.sync!r} is not built yet.", "Use sync='exact' or leave it out.")
         if self.deadline is not None:
@@ -132,12 +131,22 @@ class TrainOptions(BaseModel):
             raise InvalidSpec(
                 f"stop={self.stop} may never be met.", "Add a bound: `| pl.MaxEpochs(100)` or `| pl.MaxTime('1h')`."
             )
+        return self
+
+
+class TrainOptions(PlainFields):
+    """The plain part of a spec: everything that decides how training goes, and nothing that must be pickled."""
+
+    microbatches: Count = DEFAULT_MICROBATCHES
+
+    @model_validator(mode="after")
+    def _as_many_as_there_are(self) -> Self:
         cell_size = -(-self.batch_size // self.microbatches)  # 10 samples in 8 cells of 2 are 5: that is their number
         object.__setattr__(self, "microbatches", -(-self.batch_size // cell_size))
         return self
 
 
-class TrainSpec(TrainOptions):
+class TrainSpec(PlainFields):
     """A training job, whole: the model, its data, how to train it, when to stop.
 
     model: an `nn.Module`, or a callable without arguments that builds one (under `seed`, on the worker).
@@ -149,12 +158,14 @@ class TrainSpec(TrainOptions):
     metrics: name -> `fn(outputs, targets)`, averaged by samples, or an object with `update`, `compute` and `reset`.
     augment: `augment(sample) -> sample`, for training samples, under a seed of the sample's own.
     collate: `collate(list of samples) -> batch`.
-    batch_size: samples of one optimizer step, over all workers. microbatches: the fixed slices that it is cut into.
+    batch_size: samples of one optimizer step, over all workers. microbatches: the fixed slices that it is cut into;
+        left out, 1 to 8 of them by the model's operations, so that cutting costs little.
     threads: torch threads of a worker. eval_every, checkpoint_every: in steps; by default an epoch, and by time.
 
     Raises InvalidSpec or NotYetSupported, with what to change.
     """
 
+    microbatches: Count | None = None
     model: Any
     train_data: Any
     val_data: Any = None
@@ -223,8 +234,9 @@ class TrainSpec(TrainOptions):
         return (*BUILT_IN_VALUES, "val_loss", *(f"val_{name}" for name in self.metrics))
 
     def options(self) -> TrainOptions:
-        """The plain part, for the master."""
-        return TrainOptions(**{name: getattr(self, name) for name in TrainOptions.model_fields})
+        """The plain part, for the master; `DEFAULT_MICROBATCHES` where their number is not chosen yet."""
+        fields = {name: getattr(self, name) for name in TrainOptions.model_fields}
+        return TrainOptions(**{name: value for name, value in fields.items() if value is not None})
 
     def program(self) -> dict[str, Any]:
         """The Python objects other than the data, for the workers."""
@@ -244,7 +256,7 @@ def _bounded_by_steps(stop: StopCondition) -> bool:
     return step_bound(stop, steps_per_epoch=1) is not None
 
 
-def _check_names(options: TrainOptions, values: tuple[str, ...]) -> None:
+def _check_names(options: PlainFields, values: tuple[str, ...]) -> None:
     """Raise InvalidSpec where stop= or keep= names a value that is never evaluated."""
     used = [(str(leaf), leaf.name) for leaf in leaves(options.stop) if isinstance(leaf, Metric | Patience)]
     metric = Keep.parse(options.keep).metric
@@ -281,12 +293,17 @@ class Versions(BaseModel):
 
 
 class Facts(BaseModel):
-    """What the client knows about the model and the data without running them; None where it can't."""
+    """What the client knows about the model and the data without training; None where it can't.
+
+    flop_per_sample: of a forward. chose_microbatches: the spec left their number out.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     parameters: Amount | None = None
     parameter_bytes: Amount | None = None
+    flop_per_sample: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    chose_microbatches: bool = False
     train_samples: Amount | None = None
     val_samples: Amount | None = None
     values: tuple[str, ...] = BUILT_IN_VALUES

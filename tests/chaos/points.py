@@ -111,6 +111,7 @@ def job_of(workers: int, **changes: Any) -> pl.TrainSpec:
         "loss": torch.nn.functional.cross_entropy,
         "optimizer": partial(torch.optim.AdamW, lr=3e-3),
         "batch_size": 64,
+        "microbatches": 8,
         "metrics": {"accuracy": accuracy},
         "keep": "best:val_loss",
         "clip_grad_norm": 1.0,

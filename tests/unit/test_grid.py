@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.grid import Grid, derive_seed, epoch_order, scaled_share
+from paceline.grid import (
+    CELL_FLOP,
+    CELL_FLOP_PER_PARAMETER,
+    MOST_COST,
+    Grid,
+    default_microbatches,
+    derive_seed,
+    epoch_order,
+    scaled_share,
+)
 from paceline.shares import split_evenly
 
 ORDER_OF_10 = [0, 7, 3, 8, 4, 5, 1, 9, 2, 6]
@@ -95,3 +105,31 @@ def test_seeds_of_different_purposes_differ_and_fit_63_bits() -> None:
 
 def test_a_cell_is_named_by_indices_of_64_bits() -> None:
     assert Grid(10, 4, 2, False, 0).cell_samples(0, 0).dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("batch", "flop", "parameters", "microbatches"),
+    [
+        (64, 9_287_680, 824_458, 2),  # the models of benchmarks/overhead.py
+        (64, 25_190_400, 417_088, 4),
+        (256, 537_600, 269_322, 1),
+        (64, 1e9, 10**6, 8),
+        (3, 1e9, 10**6, 2),
+        (64, None, 10**6, 8),
+        (3, None, None, 3),
+    ],
+)
+def test_a_batch_is_cut_by_default_as_often_as_costs_little(
+    batch: int, flop: float | None, parameters: int | None, microbatches: int
+) -> None:
+    assert default_microbatches(batch, flop, parameters) == microbatches
+
+
+@given(st.integers(1, 10**4), st.floats(0, 1e12), st.integers(0, 10**8))
+def test_the_default_stays_within_its_bounds_and_grows_with_the_work(batch: int, flop: float, parameters: int) -> None:
+    chosen = default_microbatches(batch, flop, parameters)
+    assert chosen in (1, 2, 4, 8)
+    assert chosen <= batch
+    assert chosen <= default_microbatches(2 * batch, flop, parameters)
+    assert chosen <= default_microbatches(batch, 2 * flop, parameters)
+    assert (chosen - 1) * (CELL_FLOP + CELL_FLOP_PER_PARAMETER * parameters) <= MOST_COST * 3 * flop * batch

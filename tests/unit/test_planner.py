@@ -202,6 +202,15 @@ def test_more_workers_than_microbatches_are_refused_by_both_numbers() -> None:
     assert "9 workers were asked for, and a batch has 8 microbatches" in error.fact
 
 
+def test_workers_that_a_chosen_number_of_microbatches_rules_out_are_refused_with_its_reason_and_the_remedy() -> None:
+    facts = Facts(parameters=1000, parameter_bytes=4000, flop_per_sample=2000, chose_microbatches=True)
+    error = refused([node("a")], facts, batch_size=64, microbatches=1, resources=pl.Resources(workers=2))
+    assert "a batch has 1 microbatch: a sample is about 2e+03 FLOP" in error.fact
+    assert "cutting 64 of them further would cost more than 5%" in error.fact
+    assert error.remedy is not None
+    assert "at most 1 worker, or set microbatches=2" in error.remedy
+
+
 def test_nodes_that_were_not_asked_for_stay_out_and_their_devices_do_not_count() -> None:
     gpu = node("gpu", devices=(Device(kind="cuda"),), free_devices=(0,))
     plan = placed([node("a"), gpu], resources=pl.Resources(nodes=("a",), workers=1))
@@ -240,6 +249,25 @@ def test_a_small_model_takes_one_worker_and_the_plan_says_why() -> None:
     assert {r.node: r.taken for r in plan.reasons} == {"a": True, "b": False}
     assert "not needed" in plan.reasons[1].reason
     assert "not known before it is built" in placed([node("a")], Facts()).summary
+
+
+def test_the_plan_says_how_many_microbatches_there_are_and_why() -> None:
+    told = Facts(parameters=1000, parameter_bytes=4000, flop_per_sample=9.3e6, chose_microbatches=True)
+    sizes = {"batch_size": 64, "microbatches": 2}
+    assert "2 microbatches: a sample is about 9.3e+06 FLOP" in placed([node("a")], told, **sizes).explain()
+    whole = placed([node("a")], told, batch_size=64).summary
+    assert "8 microbatches: a sample is about 9.3e+06 FLOP, so that cutting costs little" in whole
+    given = placed([node("a")], told.model_copy(update={"chose_microbatches": False}), **sizes)
+    assert given.summary.endswith("; 2 microbatches")
+    unknown = placed([node("a")], Facts(chose_microbatches=True), batch_size=64)
+    assert "8 microbatches, as many as by default" in unknown.summary
+
+
+def test_counted_operations_go_before_the_bound_from_the_parameters() -> None:
+    convolutions = Facts(parameters=1000, parameter_bytes=4000, flop_per_sample=10e6)
+    embeddings = Facts(parameters=10_000_000, parameter_bytes=40_000_000, flop_per_sample=1e4)
+    assert len(placed([node("a")], convolutions, batch_size=64).workers) == 4
+    assert len(placed([node("a")], embeddings, batch_size=64).workers) == 1
 
 
 def test_a_large_model_takes_every_free_place_up_to_its_microbatches() -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.client.data import normalize
+from paceline.client.operations import flop_per_sample
 from paceline.client.packaging import Package, pack
 from paceline.client.preflight import check_model, warn_of_large_captures
 from paceline.errors import InvalidSpec
+from paceline.grid import default_microbatches
 from paceline.spec import PROGRAM_FIELDS, Facts, Submission, TrainSpec
 from paceline.versions import here
 
@@ -34,6 +36,8 @@ def prepare(spec: TrainSpec, request_id: str | None = None) -> Packed:
             f"batch_size={spec.batch_size} is larger than the training data's {facts.train_samples} samples.",
             f"Set batch_size to at most {facts.train_samples}.",
         )
+    chosen = default_microbatches(spec.batch_size, facts.flop_per_sample, facts.parameters)
+    spec = spec.model_copy(update={"microbatches": spec.microbatches or chosen})
     packages: dict[str, Package] = {"program": pack(spec.program(), ""), "train_data": pack(train, "train_data")}
     if val is not None:
         packages["val_data"] = pack(val, "val_data")
@@ -48,13 +52,15 @@ def prepare(spec: TrainSpec, request_id: str | None = None) -> Packed:
 
 
 def _facts(spec: TrainSpec, train: Any, val: Any) -> Facts:
-    """What is known without running anything."""
+    """What is known without training; at most two samples have gone through a copy of the model."""
     parameters = None
     if hasattr(spec.model, "parameters") and not isinstance(spec.model, type):
         parameters = [parameter for parameter in spec.model.parameters() if parameter.requires_grad]
     return Facts(
         parameters=None if parameters is None else sum(p.numel() for p in parameters),
         parameter_bytes=None if parameters is None else sum(p.numel() * p.element_size() for p in parameters),
+        flop_per_sample=flop_per_sample(spec, train),
+        chose_microbatches=spec.microbatches is None,
         train_samples=_length(train),
         val_samples=_length(val),
         values=spec.values,

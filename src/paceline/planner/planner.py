@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.errors import Unplaceable
+from paceline.grid import DEFAULT_MICROBATCHES, MOST_COST
 from paceline.plan import Node, NodeReason, Placement, Plan
 from paceline.shares import split_evenly
 from paceline.spec import Facts, TrainOptions
@@ -63,7 +64,7 @@ def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts, wis
         memory_per_worker=memory,
         microbatches=options.microbatches,
         most_workers=most_workers(options, facts, wish),
-        summary=why,
+        summary=f"{why}; {_grid(options, facts)}",
         reasons=tuple(_reason(room, workers, memory) for room in rooms),
     )
 
@@ -78,8 +79,9 @@ def most_workers(options: TrainOptions, facts: Facts, wish: int | None = None) -
 
 
 def _step_flop(options: TrainOptions, facts: Facts) -> float:
-    """A lower bound of a step's work: every parameter is used once a sample, forward and backward."""
-    return 6.0 * (facts.parameters or 0) * options.batch_size
+    """A lower bound of a step's work: as counted, or else every parameter once a sample; a backward is two forwards."""
+    forward = 2.0 * (facts.parameters or 0) if facts.flop_per_sample is None else facts.flop_per_sample
+    return 3 * forward * options.batch_size
 
 
 def one_more(nodes: Sequence[Node], plan: Plan, options: TrainOptions, facts: Facts) -> Placement:
@@ -165,22 +167,35 @@ def _wanted(options: TrainOptions, facts: Facts, rooms: Sequence[Room], wish: in
     if asked is not None:
         if asked > options.microbatches:
             raise Unplaceable(
-                f"{asked} workers were asked for, and a batch has {options.microbatches} microbatches.",
-                f"Ask for at most {options.microbatches} workers, or set microbatches={asked} "
+                f"{asked} workers were asked for, and a batch has {_grid(options, facts)}.",
+                f"Ask for at most {_counted(options.microbatches, 'worker')}, or set microbatches={asked} "
                 f"and a batch_size that is a multiple of it.",
                 busy=False,
             )
-        return asked, f"{asked} worker{'s' if asked > 1 else ''}, as asked for"
+        return asked, f"{_counted(asked, 'worker')}, as asked for"
     flop = _step_flop(options, facts)
     if flop < WORTH_SPLITTING_FLOP:
-        known = (
-            f"a step is about {flop:.2g} FLOP"
-            if facts.parameters
-            else "the model's size is not known before it is built"
-        )
+        known = f"a step is about {flop:.2g} FLOP" if flop else "the model's size is not known before it is built"
         return 1, f"1 worker: {known}, and exchanging gradients pays from {WORTH_SPLITTING_FLOP:.0e} on"
     workers = max(1, min(slots, options.microbatches))
     return workers, f"{workers} of {slots} free places: a step is at least {flop:.2g} FLOP"
+
+
+def _grid(options: TrainOptions, facts: Facts) -> str:
+    """How many microbatches a batch has, and why so many where the spec did not say."""
+    number = _counted(options.microbatches, "microbatch", "es")
+    if not facts.chose_microbatches:
+        return number
+    if facts.flop_per_sample is None:
+        return f"{number}, as many as by default where a sample's operations are not known"
+    sample = f"a sample is about {facts.flop_per_sample:.2g} FLOP"
+    if 2 * options.microbatches > min(DEFAULT_MICROBATCHES, options.batch_size):
+        return f"{number}: {sample}, so that cutting costs little"
+    return f"{number}: {sample}, and cutting {options.batch_size} of them further would cost more than {MOST_COST:.0%}"
+
+
+def _counted(count: int, word: str, ending: str = "s") -> str:
+    return f"{count} {word}{ending if count != 1 else ''}"
 
 
 def _take(rooms: Sequence[Room], wanted: int) -> list[Slot]:
