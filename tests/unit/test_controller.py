@@ -44,10 +44,10 @@ class Scene:
         self.store, self.cluster = HeldStore(f"sqlite:///{folder / 'paceline.db'}"), Cluster()
         self.controller = Controller(self.store, self.cluster, Feed(), Blobs(folder), folder)
 
-    def join(self, name: str) -> list[Message]:
+    def join(self, name: str, hardware_class: str = "cpu:AVX2") -> list[Message]:
         sent: list[Message] = []
         hello = AgentHello(
-            name=name, is_master=False, address="127.0.0.1", hardware_class="cpu:AVX2", cores=4, memory=8 * GIB,
+            name=name, is_master=False, address="127.0.0.1", hardware_class=hardware_class, cores=4, memory=8 * GIB,
             versions=here(),
         )  # fmt: skip
         self.cluster.join(hello, sent.append)
@@ -133,3 +133,49 @@ def test_a_job_cancelled_while_its_plan_is_written_leaves_no_worker(tmp_path: Pa
         assert not serving.done()
 
     scene.play(act)
+
+
+def test_a_job_whose_hardware_class_is_gone_waits_says_so_and_holds_nobody_up(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        scene.store.go_on.set()
+        first = scene.join("n0")
+        job = await scene.submit("job")
+        serving = asyncio.create_task(scene.controller.run())
+        await until(lambda: started(first) == [job])
+        scene.controller.node_left("n0")
+        other = scene.join("n1", hardware_class="cpu:OLD")
+        await until(lambda: "cpu:AVX2, and no node" in str(scene.store.events(job, after=0)[-1].data.get("fact")))
+        assert scene.store.job(job).state == "WAITING"
+        second = await scene.submit("second")
+        await until(lambda: started(other) == [second])
+        back = scene.join("n2")
+        await until(lambda: started(back) == [job])
+        assert not serving.done()
+
+    scene.play(act)
+
+
+def test_a_restarted_master_keeps_a_job_to_the_hardware_class_it_began_on(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def before() -> None:
+        scene.store.go_on.set()
+        first = scene.join("n0")
+        job = await scene.submit("job")
+        asyncio.create_task(scene.controller.run())  # noqa: RUF006 - it ends with the scene
+        await until(lambda: started(first) == [job])
+
+    scene.play(before)
+    again = Scene(tmp_path)
+
+    async def after() -> None:
+        again.store.go_on.set()
+        other, like = again.join("n1", hardware_class="cpu:OLD"), again.join("n2")
+        serving = asyncio.create_task(again.controller.run())
+        await until(lambda: bool(started(like)))
+        assert started(other) == []
+        assert not serving.done()
+
+    again.play(after)

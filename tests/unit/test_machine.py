@@ -49,6 +49,7 @@ from paceline.master.states import (
     Succeeded,
     Tick,
     Training,
+    Unplaced,
     Waiting,
 )
 from paceline.messages import (
@@ -444,6 +445,27 @@ def test_a_new_job_that_a_restarted_master_finds_is_queued_from_its_first_step()
     job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoints=())
     assert (job.state, job.training) == (Queued(), Training())
     assert RollBack(0) in commands
+
+
+def test_the_first_attempts_hardware_class_stays_with_the_job_whatever_becomes_of_it() -> None:
+    job, _ = begun(submission(batch_size=4))
+    job, _ = step(job, Lost(1, 0, "killed"), 1.0)
+    job, _ = step(job, AttemptEnded(1), 2.0)
+    other = plan_of([(0, 4)]).model_copy(update={"hardware_class": "cpu:OLD"})
+    job, _ = step(job, Planned(other), 3.0)
+    assert (job.attempt, job.hardware_class) == (2, "cpu:AVX2")
+    again, _ = resumed("job", job.submission, 2, 0.0, (), hardware_class=job.hardware_class)
+    assert again.hardware_class == "cpu:AVX2"
+
+
+def test_a_job_that_waits_says_once_what_it_waits_for() -> None:
+    job, _ = resumed("job", submission(), 1, 0.0, ())
+    error = pl.Unplaceable("its hardware class is gone.", "Add a node.").to_json()
+    job, commands = step(job, Unplaced(error), 1.0)
+    assert job.state == Waiting("its hardware class is gone.")
+    told = {"state": "WAITING", "attempt": 1, "reason": "its hardware class is gone."}
+    assert commands == [Record("state", told), Record("warning", error)]
+    assert step(job, Unplaced(error), 2.0) == (job, [])
 
 
 def test_another_member_saves_where_the_first_dies_over_it() -> None:

@@ -29,6 +29,7 @@ from paceline.master.states import (
     Recruited,
     Running,
     Starting,
+    Unplaced,
     Waiting,
 )
 from paceline.master.store import Store
@@ -69,7 +70,9 @@ class Controller:
     async def _resume(self, row: JobRow) -> None:
         checkpoints = tuple(states.Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
         submission = Submission.model_validate(row.submission)
-        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish)
+        job, commands = machine.resumed(
+            row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish, row.hardware_class
+        )
         self._adopt(job, row)
         await self._apply(job, commands)
 
@@ -256,16 +259,23 @@ class Controller:
             return
         await self._handle(job.id, Recruited(job.attempt, place))
 
+    def _plan(self, job: Job) -> Plan:
+        submission = job.submission
+        return plan_workers(self._cluster.nodes(), submission.options, submission.facts, job.wish, job.hardware_class)
+
     async def _start_waiting(self) -> bool:
-        """Whether no job waits any more; the first that must wait holds back those behind it."""
+        """Whether no job waits for room; the first that must holds back those behind it."""
         for job_id in self.queue():
             job = self._jobs.get(job_id)
             if job is None:
                 continue  # it was cancelled while another was started
             try:
-                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts, job.wish)
+                plan = self._plan(job)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
+                if "hardware_class" in refusal.details:  # its nodes may never come back: it holds nobody up
+                    await self._handle(job_id, Unplaced(refusal.to_json()))
+                    continue
                 return False
             await self._handle(job_id, Planned(plan))
         return True

@@ -46,6 +46,7 @@ from paceline.master.states import (
     StopWorkers,
     Tick,
     Training,
+    Unplaced,
     Waiting,
 )
 from paceline.messages import GiveUp
@@ -64,6 +65,9 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return end(job, Cancelled(), now)
         case Planned(plan), Queued() | Waiting():
             return starting.start(job, plan)
+        case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
+            job = replace(job, state=Waiting(error["fact"]))
+            return job, [state_record(job), Record("warning", error)]
         case Answer(_, rank, message), Starting() as begun if rank in begun.building:
             return starting.build(job, begun, rank, message, now)
         case Answer(_, rank, message), Running() as running if rank in running.building:
@@ -149,6 +153,7 @@ def resumed(
     elapsed_s: float,
     checkpoints: tuple[Checkpoint, ...],
     wish: int | None = None,
+    hardware_class: str | None = None,
 ) -> tuple[Job, list[Command]]:
     """A job that a restarted master finds unfinished: back in the queue, at its last checkpoint."""
     training = checkpoints[0].training if checkpoints else Training()
@@ -161,5 +166,6 @@ def resumed(
         training=training,
         checkpoints=checkpoints,
         wish=wish,
+        hardware_class=hardware_class,
     )
     return job, [RollBack(training.step), state_record(job), Enqueue()]

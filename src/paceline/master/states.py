@@ -183,6 +183,7 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it.
     """
 
     id: str
@@ -195,6 +196,7 @@ class Job:
     training: Training = field(default_factory=Training)
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
+    hardware_class: str | None = None
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -223,6 +225,13 @@ class Planned:
     """The planner's decision for the next attempt."""
 
     plan: Plan
+
+
+@dataclass(frozen=True)
+class Unplaced:
+    """The planner's refusal of the next attempt, which only the user or another node can lift."""
+
+    error: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,17 @@ class CancelRequested:
 
 
 Event = (
-    Planned | Recruited | Answer | Lost | AttemptEnded | Late | Tick | ScaleRequested | NodeDraining | CancelRequested
+    Planned
+    | Unplaced
+    | Recruited
+    | Answer
+    | Lost
+    | AttemptEnded
+    | Late
+    | Tick
+    | ScaleRequested
+    | NodeDraining
+    | CancelRequested
 )
 
 
