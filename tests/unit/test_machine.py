@@ -400,6 +400,58 @@ def test_waiting_for_others_is_no_hang() -> None:
         assert commands == [SetTimer(1.0, Tick(1))]
 
 
+def evaluating(measured_s: float | None = None) -> Job:
+    """Two workers asked at 100 s for an evaluation, the first, or the one after one that took this long."""
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), eval_every=4), 2)
+    for seconds in (measured_s, None):
+        while not isinstance(orders(commands)[0], EvaluateRound):
+            order = orders(commands)[0]
+            job, _ = step(job, Answer(1, 0, trained(order)), 100.0)
+            job, commands = step(job, Answer(1, 1, trained(order)), 100.0)
+        if seconds is None:
+            return job
+        done = Evaluated(step=4, first_cell=0, rows=((10.0, 5.0),), seconds=seconds)
+        job, _ = step(job, Answer(1, 0, done), 100.0)
+        job, commands = step(job, Answer(1, 1, done.model_copy(update={"rows": (), "seconds": 0.1})), 100.0)
+    raise AssertionError("unreachable")
+
+
+def stands_still(job: Job, phase: str, bound_s: int, silent: bool = False) -> tuple[int | None, str]:
+    """(after how many seconds without a sign rank 1 is given up, or None, and why)."""
+    for second in range(1, bound_s):
+        for rank in (0,) if silent else (0, 1):
+            beats = Beat(step=0, cells=second if rank == 0 else 0, phase=phase, stack="metric.py:3 compute")
+            job, _ = step(job, Answer(1, rank, beats), 100.0 + second)
+        job, commands = step(job, Tick(1), 100.0 + second)
+        for command in commands:
+            if isinstance(command, Record) and command.kind == "worker_lost":
+                return second, command.data["reason"]
+    return None, ""
+
+
+@pytest.mark.parametrize(("measured_s", "bound_s"), [(None, 120), (0.1, 30), (15.0, 300)])
+def test_an_evaluation_may_stand_still_for_long_by_its_own_measure(measured_s: float | None, bound_s: int) -> None:
+    second, why = stands_still(evaluating(measured_s), "evaluation", bound_s=500)
+    assert second is not None
+    assert bound_s < second <= bound_s + 2
+    assert f"no progress in evaluation for more than {bound_s} s; last seen at metric.py:3 compute" in why
+
+
+def test_silence_in_an_evaluation_is_told_as_soon_as_in_a_step() -> None:
+    second, why = stands_still(evaluating(15.0), "evaluation", bound_s=500, silent=True)
+    assert (second, "has not been heard for more than 10 s" in why) == (11, True)
+
+
+def test_a_member_that_waits_for_its_former_checkpoint_is_not_taken_for_one_that_hangs() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), val=False), 2)
+    for _ in range(3):
+        order = orders(commands)[0]
+        job, _ = step(job, Answer(1, 0, trained(order)), 100.0)
+        job, commands = step(job, Answer(1, 1, trained(order)), 100.0)
+    assert stands_still(job, "checkpoint", bound_s=500) == (None, "")
+    assert stands_still(job, "step", bound_s=500)[0] == 12
+
+
 def test_an_answer_that_comes_twice_counts_once() -> None:
     sent = submission(batch_size=4, stop=pl.MaxSteps(30))
     job, commands = begun(sent)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from paceline.master import joining, members, starting
+from paceline.master import hangs, joining, members, starting
 from paceline.master.ends import end, recover, rejoin_queue, state_record
 from paceline.master.rounds import answered, settle, waiting_for
 from paceline.master.states import (
@@ -122,7 +122,7 @@ def _watch(job: Job, state: Running, now: float) -> Outcome:
     """Once a second: end members that hang. Their loss then comes back as an event, like any other."""
     again = SetTimer(starting.TICK_S, Tick(job.attempt))
     commands: list[Command] = []
-    for rank, how in members.hung(state, now).items():
+    for rank, how in hangs.hung(state, now).items():
         commands.append(StopWorkers(job.attempt, (rank,)))
         if isinstance(job.state, Running):  # an unreachable node would never report its end
             job, more = _lost(job, job.state, rank, how, now)

@@ -134,6 +134,8 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
             return _commit(job, state, order, now)
         case EvaluateRound() if not state.lost:
             answers = {r: a for r, a in state.answers.items() if isinstance(a, Evaluated)}
+            longest = max(state.evaluation_s or 0.0, *(answer.seconds for answer in answers.values()))
+            state = replace(state, evaluation_s=longest)
             return _note_values(job, state, _means(job.submission.facts.values, answers), now)
         case SaveRound():
             saved = state.answers[asked[0]]

@@ -114,7 +114,8 @@ class Running:
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
     failed_joins: workers in a row that were to join and never became ready. torn: rounds in a row in which the members
-    lost each other, though none of them was gone, and trained no step.
+    lost each other, though none of them was gone, and trained no step. step_s, evaluation_s: of the last round's steps,
+    of the longest evaluation.
     """
 
     plan: Plan
@@ -138,6 +139,7 @@ class Running:
     stopping: tuple[StopCondition, ...] = ()
     reproducible: bool = True
     step_s: float | None = None
+    evaluation_s: float | None = None
     rounds: int = 0
     pending: Training | None = None
     failed_joins: int = 0
