@@ -765,14 +765,36 @@ def test_the_bound_of_one_that_became_ready_in_time_changes_nothing() -> None:
     assert step(job, Late(1, f"setup of rank {rank}"), 901.0) == (job, [])
 
 
-@pytest.mark.parametrize("how", ["late", "dead"])
+def test_an_error_of_one_that_joins_costs_the_join_and_not_the_job_and_is_on_record() -> None:
+    job, rank = recruited(wanting(3))
+    before = job
+    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    error = pl.DiskFull("the disk of this node is full.", "Free some space.").to_json()
+    job, commands = step(job, Answer(1, rank, WorkerFailed(error=error)), 3.0)
+    assert isinstance(job.state, Running)
+    assert isinstance(before.state, Running)
+    assert (job.state.members, job.state.order) == (before.state.members, before.state.order)
+    assert stopped(commands) == {rank}
+    (lost,) = [c.data for c in commands if isinstance(c, Record)]
+    assert lost["error"] == error
+    assert lost["reason"] == "rank 2 on x is lost before it joined: the disk of this node is full."
+    assert (job.wanted, Enqueue() in commands) == (1, True)
+    assert step(job, Lost(1, rank, "signal 9"), 4.0) == (job, [])
+
+
+@pytest.mark.parametrize("how", ["late", "dead", "failed"])
 def test_after_three_that_never_joined_the_next_is_sought_only_after_a_pause(how: str) -> None:
     job, commands = wanting(3), []
     for _ in range(3):
         assert job.wanted == 1
         job, rank = recruited(job)
-        event = Late(1, f"setup of rank {rank}") if how == "late" else Lost(1, rank, "signal 9")
-        job, commands = step(job, event, 2.0)
+        failed = WorkerFailed(error=UserCodeError("your code raised OSError", "See it.").to_json())
+        events: dict[str, Event] = {
+            "late": Late(1, f"setup of rank {rank}"),
+            "dead": Lost(1, rank, "signal 9"),
+            "failed": Answer(1, rank, failed),
+        }
+        job, commands = step(job, events[how], 2.0)
     assert job.wanted == 0
     (pause,) = [c for c in commands if isinstance(c, SetTimer)]
     assert pause.seconds == 600.0
