@@ -479,6 +479,25 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
     assert [cell for share in again.group.shares for cell in range(*share)] == [0, 1, 2, 3]
 
 
+def test_a_new_group_begins_with_a_round_of_one_step_and_then_lengthens_it() -> None:
+    def lengths(job: Job, commands: list[Command], rounds: int) -> tuple[Job, list[Command], list[int]]:
+        found = []
+        for _ in range(rounds):
+            given = orders(commands)
+            found += [order.to_step - order.from_step for rank, order in given.items() if rank == 0]
+            for rank, order in given.items():
+                job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+        return job, commands, found
+
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(900), val=False, eval_every=900), 2)
+    job, commands, alone = lengths(job, commands, 2)
+    assert alone == [1, 5]  # of 0.1 s
+    job, _ = step(job, Lost(1, 1, "killed"), 2.0)
+    torn = PeerLost(step=job.training.step, losses=(), reason="closed")
+    job, commands = step(job, Answer(1, 0, torn), 2.0)
+    assert lengths(job, commands, 2)[2] == [1, 5]
+
+
 def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt_off() -> None:
     sent = submission(batch_size=4)
     training = Training(train_samples=18, step=4)

@@ -314,8 +314,11 @@ def _next_multiple(at: int, every: int) -> int:
 
 
 def _round_steps(state: Running) -> int:
-    """One step to begin with, then as many as fill the target time: the master regains control that often."""
-    return 1 if state.step_s is None else max(1, round(ROUND_TARGET_S / max(state.step_s, 1e-6)))
+    """One step to begin with, then as many as fill the target time: the master regains control that often.
+
+    A new group begins with one too: the first commit after a loss comes early, and tells how long its steps take.
+    """
+    return 1 if state.step_s is None or state.rounds == 0 else max(1, round(ROUND_TARGET_S / max(state.step_s, 1e-6)))
 
 
 def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
