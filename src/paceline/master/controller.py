@@ -13,7 +13,7 @@ import structlog
 from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
 from paceline.master import machine, retention, states
 from paceline.master.artifacts import Blobs
-from paceline.master.cluster import Cluster, WorkerKey
+from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
 from paceline.master.models import JobRow
@@ -33,7 +33,7 @@ from paceline.master.states import (
     Waiting,
 )
 from paceline.master.store import Store
-from paceline.messages import FromWorker, LogLines, Progressed, Trained
+from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
 from paceline.planner.planner import one_more, plan_workers
 from paceline.spec import Submission
@@ -133,6 +133,16 @@ class Controller:
         if not self._cluster.of_attempt(job_id, attempt):
             self.post(job_id, AttemptEnded(attempt))
         self.capacity_changed()
+
+    def node_joined(self, hello: AgentHello, send: SendMessage) -> str:
+        """Take an agent in; return its node's id. Where it is back before its old link is seen to end, that is over."""
+        former = self._cluster.former(hello)
+        if former is not None:
+            log.info("node_came_back", node=former)
+            self.node_left(former)
+        node_id = self._cluster.join(hello, send)
+        self.capacity_changed()
+        return node_id
 
     def node_left(self, node_id: str) -> None:
         for key in self._cluster.leave(node_id):
