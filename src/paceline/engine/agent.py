@@ -11,7 +11,6 @@ import contextlib
 import shutil
 import signal
 import socket
-import ssl
 import sys
 import uuid
 from collections.abc import Callable
@@ -44,6 +43,7 @@ from paceline.messages import (
     WorkerStarted,
     to_agent,
 )
+from paceline.tls import trusting
 from paceline.training.channel import WorkerEnv
 from paceline.versions import here
 
@@ -114,7 +114,7 @@ class Agent:
 
     async def _serve_once(self) -> None:
         url = f"{self._url.replace('http', 'ws', 1)}/api/v1/channels/agent"
-        tls: dict[str, Any] = {"ssl": ssl.create_default_context(cafile=self._ca)} if url.startswith("wss") else {}
+        tls: dict[str, Any] = {"ssl": trusting(self._ca)} if url.startswith("wss") else {}
         headers = {"Authorization": f"Bearer {self._token}"}
         try:
             channel = await connect(
