@@ -323,8 +323,11 @@ ToAgent = Annotated[Welcome | Refused | StartWorker | StopWorkers, Field(discrim
 
 
 class AgentHello(Message):
+    """First message of an agent. identity: one that comes again has it again, and no other; "" for one without."""
+
     kind: Literal["agent_hello"] = "agent_hello"
     name: str
+    identity: str = ""
     is_master: bool
     address: str
     hardware_class: str

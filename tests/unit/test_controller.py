@@ -44,14 +44,13 @@ class Scene:
         self.store, self.cluster = HeldStore(f"sqlite:///{folder / 'paceline.db'}"), Cluster()
         self.controller = Controller(self.store, self.cluster, Feed(), Blobs(folder), folder)
 
-    def join(self, name: str) -> list[Message]:
+    def join(self, name: str, hardware_class: str = "cpu:AVX2", identity: str = "") -> list[Message]:
         sent: list[Message] = []
         hello = AgentHello(
-            name=name, is_master=False, address="127.0.0.1", hardware_class="cpu:AVX2", cores=4, memory=8 * GIB,
+            name=name, identity=identity, is_master=False, address="127.0.0.1", hardware_class=hardware_class, cores=4, memory=8 * GIB,
             versions=here(),
         )  # fmt: skip
-        self.cluster.join(hello, sent.append)
-        self.controller.capacity_changed()
+        self.controller.node_joined(hello, sent.append)
         return sent
 
     async def submit(self, name: str) -> str:
@@ -130,6 +129,71 @@ def test_a_job_cancelled_while_its_plan_is_written_leaves_no_worker(tmp_path: Pa
         await until(lambda: any(isinstance(message, StopWorkers) for message in sent))
         assert [type(message) for message in sent] == [StartWorker, StopWorkers]
         assert scene.store.job(job).state == "CANCELLED"
+        assert not serving.done()
+
+    scene.play(act)
+
+
+def test_a_job_whose_hardware_class_is_gone_waits_says_so_and_holds_nobody_up(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        scene.store.go_on.set()
+        first = scene.join("n0")
+        job = await scene.submit("job")
+        serving = asyncio.create_task(scene.controller.run())
+        await until(lambda: started(first) == [job])
+        scene.controller.node_left("n0")
+        other = scene.join("n1", hardware_class="cpu:OLD")
+        await until(lambda: "cpu:AVX2, and no node" in str(scene.store.events(job, after=0)[-1].data.get("fact")))
+        assert scene.store.job(job).state == "WAITING"
+        second = await scene.submit("second")
+        await until(lambda: started(other) == [second])
+        back = scene.join("n2")
+        await until(lambda: started(back) == [job])
+        assert not serving.done()
+
+    scene.play(act)
+
+
+def test_a_restarted_master_keeps_a_job_to_the_hardware_class_it_began_on(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def before() -> None:
+        scene.store.go_on.set()
+        first = scene.join("n0")
+        job = await scene.submit("job")
+        asyncio.create_task(scene.controller.run())  # noqa: RUF006 - it ends with the scene
+        await until(lambda: started(first) == [job])
+
+    scene.play(before)
+    again = Scene(tmp_path)
+
+    async def after() -> None:
+        again.store.go_on.set()
+        other, like = again.join("n1", hardware_class="cpu:OLD"), again.join("n2")
+        serving = asyncio.create_task(again.controller.run())
+        await until(lambda: bool(started(like)))
+        assert started(other) == []
+        assert not serving.done()
+
+    again.play(after)
+
+
+def test_an_agent_that_comes_back_takes_its_name_over_and_its_old_workers_count_as_lost(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        scene.store.go_on.set()
+        first = scene.join("n0", identity="boot/1")
+        scene.join("n0", identity="boot/2")  # another machine with this name
+        job = await scene.submit("job")
+        serving = asyncio.create_task(scene.controller.run())
+        await until(lambda: started(first) == [job])
+        scene.join("n0", identity="boot/1")
+        assert [node.id for node in scene.cluster.nodes()] == ["n0", "n0~2"]
+        await until(lambda: scene.store.job(job).attempt == 2)
+        assert (1, 0) not in {(attempt, rank) for (_, attempt, rank) in scene.cluster.workers}
         assert not serving.done()
 
     scene.play(act)

@@ -49,6 +49,7 @@ from paceline.master.states import (
     Succeeded,
     Tick,
     Training,
+    Unplaced,
     Waiting,
 )
 from paceline.messages import (
@@ -469,6 +470,58 @@ def test_waiting_for_others_is_no_hang() -> None:
         assert commands == [SetTimer(1.0, Tick(1))]
 
 
+def evaluating(measured_s: float | None = None) -> Job:
+    """Two workers asked at 100 s for an evaluation, the first, or the one after one that took this long."""
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), eval_every=4), 2)
+    for seconds in (measured_s, None):
+        while not isinstance(orders(commands)[0], EvaluateRound):
+            order = orders(commands)[0]
+            job, _ = step(job, Answer(1, 0, trained(order)), 100.0)
+            job, commands = step(job, Answer(1, 1, trained(order)), 100.0)
+        if seconds is None:
+            return job
+        done = Evaluated(step=4, first_cell=0, rows=((10.0, 5.0),), seconds=seconds)
+        job, _ = step(job, Answer(1, 0, done), 100.0)
+        job, commands = step(job, Answer(1, 1, done.model_copy(update={"rows": (), "seconds": 0.1})), 100.0)
+    raise AssertionError("unreachable")
+
+
+def stands_still(job: Job, phase: str, bound_s: int, silent: bool = False) -> tuple[int | None, str]:
+    """(after how many seconds without a sign rank 1 is given up, or None, and why)."""
+    for second in range(1, bound_s):
+        for rank in (0,) if silent else (0, 1):
+            beats = Beat(step=0, cells=second if rank == 0 else 0, phase=phase, stack="metric.py:3 compute")
+            job, _ = step(job, Answer(1, rank, beats), 100.0 + second)
+        job, commands = step(job, Tick(1), 100.0 + second)
+        for command in commands:
+            if isinstance(command, Record) and command.kind == "worker_lost":
+                return second, command.data["reason"]
+    return None, ""
+
+
+@pytest.mark.parametrize(("measured_s", "bound_s"), [(None, 120), (0.1, 30), (15.0, 300)])
+def test_an_evaluation_may_stand_still_for_long_by_its_own_measure(measured_s: float | None, bound_s: int) -> None:
+    second, why = stands_still(evaluating(measured_s), "evaluation", bound_s=500)
+    assert second is not None
+    assert bound_s < second <= bound_s + 2
+    assert f"no progress in evaluation for more than {bound_s} s; last seen at metric.py:3 compute" in why
+
+
+def test_silence_in_an_evaluation_is_told_as_soon_as_in_a_step() -> None:
+    second, why = stands_still(evaluating(15.0), "evaluation", bound_s=500, silent=True)
+    assert (second, "has not been heard for more than 10 s" in why) == (11, True)
+
+
+def test_a_member_that_waits_for_its_former_checkpoint_is_not_taken_for_one_that_hangs() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), val=False), 2)
+    for _ in range(3):
+        order = orders(commands)[0]
+        job, _ = step(job, Answer(1, 0, trained(order)), 100.0)
+        job, commands = step(job, Answer(1, 1, trained(order)), 100.0)
+    assert stands_still(job, "checkpoint", bound_s=500) == (None, "")
+    assert stands_still(job, "step", bound_s=500)[0] == 12
+
+
 def test_an_answer_that_comes_twice_counts_once() -> None:
     sent = submission(batch_size=4, stop=pl.MaxSteps(30))
     job, commands = begun(sent)
@@ -518,6 +571,25 @@ def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
     assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
 
 
+def test_a_new_group_begins_with_a_round_of_one_step_and_then_lengthens_it() -> None:
+    def lengths(job: Job, commands: list[Command], rounds: int) -> tuple[Job, list[Command], list[int]]:
+        found = []
+        for _ in range(rounds):
+            given = orders(commands)
+            found += [order.to_step - order.from_step for rank, order in given.items() if rank == 0]
+            for rank, order in given.items():
+                job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+        return job, commands, found
+
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(900), val=False, eval_every=900), 2)
+    job, commands, alone = lengths(job, commands, 2)
+    assert alone == [1, 5]  # of 0.1 s
+    job, _ = step(job, Lost(1, 1, "killed"), 2.0)
+    torn = PeerLost(step=job.training.step, losses=(), reason="closed")
+    job, commands = step(job, Answer(1, 0, torn), 2.0)
+    assert lengths(job, commands, 2)[2] == [1, 5]
+
+
 def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt_off() -> None:
     sent = submission(batch_size=4)
     training = Training(train_samples=18, step=4)
@@ -536,6 +608,27 @@ def test_a_new_job_that_a_restarted_master_finds_is_queued_from_its_first_step()
     job, commands = resumed("job", submission(), attempt=0, elapsed_s=0.0, checkpoints=())
     assert (job.state, job.training) == (Queued(), Training())
     assert RollBack(0) in commands
+
+
+def test_the_first_attempts_hardware_class_stays_with_the_job_whatever_becomes_of_it() -> None:
+    job, _ = begun(submission(batch_size=4))
+    job, _ = step(job, Lost(1, 0, "killed"), 1.0)
+    job, _ = step(job, AttemptEnded(1), 2.0)
+    other = plan_of([(0, 4)]).model_copy(update={"hardware_class": "cpu:OLD"})
+    job, _ = step(job, Planned(other), 3.0)
+    assert (job.attempt, job.hardware_class) == (2, "cpu:AVX2")
+    again, _ = resumed("job", job.submission, 2, 0.0, (), hardware_class=job.hardware_class)
+    assert again.hardware_class == "cpu:AVX2"
+
+
+def test_a_job_that_waits_says_once_what_it_waits_for() -> None:
+    job, _ = resumed("job", submission(), 1, 0.0, ())
+    error = pl.Unplaceable("its hardware class is gone.", "Add a node.").to_json()
+    job, commands = step(job, Unplaced(error), 1.0)
+    assert job.state == Waiting("its hardware class is gone.")
+    told = {"state": "WAITING", "attempt": 1, "reason": "its hardware class is gone."}
+    assert commands == [Record("state", told), Record("warning", error)]
+    assert step(job, Unplaced(error), 2.0) == (job, [])
 
 
 def test_another_member_saves_where_the_first_dies_over_it() -> None:
@@ -783,14 +876,36 @@ def test_the_bound_of_one_that_became_ready_in_time_changes_nothing() -> None:
     assert step(job, Late(1, f"setup of rank {rank}"), 901.0) == (job, [])
 
 
-@pytest.mark.parametrize("how", ["late", "dead"])
+def test_an_error_of_one_that_joins_costs_the_join_and_not_the_job_and_is_on_record() -> None:
+    job, rank = recruited(wanting(3))
+    before = job
+    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    error = pl.DiskFull("the disk of this node is full.", "Free some space.").to_json()
+    job, commands = step(job, Answer(1, rank, WorkerFailed(error=error)), 3.0)
+    assert isinstance(job.state, Running)
+    assert isinstance(before.state, Running)
+    assert (job.state.members, job.state.order) == (before.state.members, before.state.order)
+    assert stopped(commands) == {rank}
+    (lost,) = [c.data for c in commands if isinstance(c, Record)]
+    assert lost["error"] == error
+    assert lost["reason"] == "rank 2 on x is lost before it joined: the disk of this node is full."
+    assert (job.wanted, Enqueue() in commands) == (1, True)
+    assert step(job, Lost(1, rank, "signal 9"), 4.0) == (job, [])
+
+
+@pytest.mark.parametrize("how", ["late", "dead", "failed"])
 def test_after_three_that_never_joined_the_next_is_sought_only_after_a_pause(how: str) -> None:
     job, commands = wanting(3), []
     for _ in range(3):
         assert job.wanted == 1
         job, rank = recruited(job)
-        event = Late(1, f"setup of rank {rank}") if how == "late" else Lost(1, rank, "signal 9")
-        job, commands = step(job, event, 2.0)
+        failed = WorkerFailed(error=UserCodeError("your code raised OSError", "See it.").to_json())
+        events: dict[str, Event] = {
+            "late": Late(1, f"setup of rank {rank}"),
+            "dead": Lost(1, rank, "signal 9"),
+            "failed": Answer(1, rank, failed),
+        }
+        job, commands = step(job, events[how], 2.0)
     assert job.wanted == 0
     (pause,) = [c for c in commands if isinstance(c, SetTimer)]
     assert pause.seconds == 600.0

@@ -329,3 +329,40 @@ def test_the_explanation_shows_every_worker_and_every_node() -> None:
         ["1", "a", "cpu", "4..7"],
     ]
     assert [line.split()[:2] for line in lines[-2:]] == [["+", "a"], ["-", "b"]]
+
+
+# ---- jobs that have begun ----
+
+BOTH = [node("old", hardware_class="cpu:OLD", cores=16), node("new", cores=2)]
+
+
+def begun_on(hardware_class: str, nodes: list[Node], **changes: Any) -> Plan:
+    return plan_workers(nodes, options(**changes), LARGE, hardware_class=hardware_class)
+
+
+def test_a_job_goes_on_on_the_class_it_began_on_though_another_has_more_room() -> None:
+    assert {w.node_name for w in placed(BOTH).workers} == {"old"}
+    plan = begun_on("cpu:AVX2", BOTH)
+    assert ({w.node_name for w in plan.workers}, plan.hardware_class) == ({"new"}, "cpu:AVX2")
+    assert {w.node_name for w in begun_on("cpu:AVX2", BOTH, reproducible=False).workers} == {"old"}
+
+
+def test_accelerators_of_another_class_do_not_count_for_a_job_that_began_without() -> None:
+    gpu = node("gpu", hardware_class="cpu:AVX2/GPU", devices=(Device(kind="cuda"),), free_devices=(0,))
+    assert [w.device for w in begun_on("cpu:AVX2", [gpu, node("a", cores=1)]).workers] == ["cpu"]
+
+
+@pytest.mark.parametrize("nodes", [[], BOTH[:1], [BOTH[0], node("leaving", draining=True)]])
+def test_a_job_whose_class_is_gone_waits_and_is_told_the_class_and_the_remedy(nodes: list[Node]) -> None:
+    with pytest.raises(pl.Unplaceable) as caught:
+        begun_on("cpu:AVX2", nodes)
+    assert "the job began on hardware class cpu:AVX2, and no node of it may take the job" in caught.value.fact
+    assert "a node of that class with `paceline join`" in caught.value.remedy
+    assert (caught.value.details["busy"], caught.value.details["hardware_class"]) == (False, "cpu:AVX2")
+
+
+def test_a_job_whose_class_is_busy_waits_for_it_as_for_any_room() -> None:
+    with pytest.raises(pl.Unplaceable) as caught:
+        begun_on("cpu:AVX2", [BOTH[0], node("new", free_cores=0)])
+    assert caught.value.details == {"busy": True}
+    assert "of the hardware class cpu:AVX2 that it began on" in caught.value.fact

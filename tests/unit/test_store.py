@@ -148,11 +148,13 @@ def test_what_a_restarted_master_needs_survives_with_its_nans(store: Store, job:
         training=training,
         checkpoints=(checkpoint,),
         wish=3,
+        hardware_class="cpu:AVX2",
     )
     store.save(waiting, plan_of([(0, 8)]), [Record("state", {"state": "WAITING"})], now=9.0)
     store.close()
     (row,) = reopened(file).unfinished()
     assert (row.state, row.attempt, row.elapsed_s, row.ended_at, row.wish) == ("WAITING", 2, 7.5, None, 3)
+    assert row.hardware_class == "cpu:AVX2"
     assert row.checkpoints is not None
     (again,) = map(Checkpoint.model_validate, row.checkpoints)
     assert (again.ref, again.training.best, again.training.best_step) == (checkpoint.ref, -math.inf, 4)
@@ -243,15 +245,21 @@ def test_a_folder_of_an_earlier_version_is_brought_up_to_date_with_its_jobs(
     with create_engine(f"sqlite:///{file}").begin() as connection:
         store_module.migrate(connection, "0001")
     database.execute(
-        "INSERT INTO jobs (id, request_id, priority, submission, state, attempt, elapsed_s, training, created_at, checkpoint)"
-        " VALUES ('job-1', 'r', 0, ?, 'RUNNING', 1, 2.0, '{}', 1.0, ?), ('job-2', 's', 0, '{}', 'QUEUED', 0, 0, '{}', 2.0, ?)",
-        [submission().model_dump_json(), '{"ref": {"step": 4}}', checkpoint_of_none],
+        "INSERT INTO jobs (id, request_id, priority, submission, state, attempt, elapsed_s, training, created_at, checkpoint, plan)"
+        " VALUES ('job-1', 'r', 0, ?, 'RUNNING', 1, 2.0, '{}', 1.0, ?, ?), ('job-2', 's', 0, '{}', 'QUEUED', 0, 0, '{}', 2.0, ?, NULL)",
+        [
+            submission().model_dump_json(),
+            '{"ref": {"step": 4}}',
+            plan_of([(0, 8)]).model_dump_json(),
+            checkpoint_of_none,
+        ],
     )
     database.execute("INSERT INTO events (job_id, at, kind, data) VALUES ('job-1', 1.0, 'state', '{}')")
     database.commit()
     first, second = reopened(file).unfinished()
     assert (first.id, first.state, first.wish) == ("job-1", "RUNNING", None)
     assert (first.checkpoints, second.checkpoints) == ([{"ref": {"step": 4}}], [])
+    assert (first.hardware_class, second.hardware_class) == ("cpu:AVX2", None)
     assert len(reopened(file).events("job-1", after=0)) == 1
 
 

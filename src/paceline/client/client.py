@@ -17,6 +17,7 @@ from paceline.client.submission import Packed, prepare
 from paceline.errors import InvalidSpec
 from paceline.plan import Node, Plan
 from paceline.spec import TrainSpec
+from paceline.tls import trusting
 from paceline.transfer import BlobStore, raise_for, unreachable
 
 TIMEOUT_S = 60.0
@@ -58,7 +59,7 @@ class Client:
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=TIMEOUT_S,
-            verify=ca or True,
+            verify=trusting(ca) if ca else True,
             trust_env=False,
         )
         self.blobs = BlobStore(self.http)

@@ -11,7 +11,6 @@ import contextlib
 import shutil
 import signal
 import socket
-import ssl
 import sys
 import uuid
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from paceline.engine import facts
+from paceline.engine.identity import Identity
 from paceline.engine.protocol import AgentArgs
 from paceline.engine.warm import WarmWorkers
 from paceline.errors import PacelineError, Unauthorized, from_json
@@ -43,6 +43,7 @@ from paceline.messages import (
     WorkerStarted,
     to_agent,
 )
+from paceline.tls import trusting
 from paceline.training.channel import WorkerEnv
 from paceline.versions import here
 
@@ -82,6 +83,7 @@ class Agent:
         self._url, self._token, self._ca, self._blobs = args.master_url, args.token, args.ca, args.blobs
         self._name = args.name or socket.gethostname()
         self._folder = args.folder / "nodes" / f"{self._name}-{uuid.uuid4().hex[:8]}"
+        self._identity = ""  # it has one once it runs
         self._cores = args.cores or facts.cores()
         self._address = facts.address_towards(args.master_url)
         self._workers: dict[str, RunningWorker] = {}
@@ -93,21 +95,26 @@ class Agent:
         self._folder.mkdir(parents=True)
         warming = asyncio.create_task(self._warm.run())
         try:
-            while True:
-                with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
-                    await self._serve_once()
-                self._end_workers(lambda _: True)
-                self._outgoing = asyncio.Queue()
-                await asyncio.sleep(REDIAL_AFTER_S)
-                log.info("redialling", master=self._url)
+            with Identity(self._folder.parent, self._name) as identity:
+                self._identity = identity.text
+                await self._serve()
         finally:
             self._warm.close()
             warming.cancel()
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    async def _serve(self) -> None:
+        while True:
+            with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
+                await self._serve_once()
+            self._end_workers(lambda _: True)
+            self._outgoing = asyncio.Queue()
+            await asyncio.sleep(REDIAL_AFTER_S)
+            log.info("redialling", master=self._url)
+
     async def _serve_once(self) -> None:
         url = f"{self._url.replace('http', 'ws', 1)}/api/v1/channels/agent"
-        tls: dict[str, Any] = {"ssl": ssl.create_default_context(cafile=self._ca)} if url.startswith("wss") else {}
+        tls: dict[str, Any] = {"ssl": trusting(self._ca)} if url.startswith("wss") else {}
         headers = {"Authorization": f"Bearer {self._token}"}
         try:
             channel = await connect(
@@ -132,6 +139,7 @@ class Agent:
     def _hello(self) -> AgentHello:
         return AgentHello(
             name=self._name,
+            identity=self._identity,
             is_master=self._blobs is not None,
             address=self._address,
             hardware_class=facts.hardware_class(),

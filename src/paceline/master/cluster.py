@@ -56,6 +56,15 @@ class Cluster:
         self._nodes[node_id] = NodeLink(node_id, hello, send, available_memory=hello.memory)
         return node_id
 
+    def former(self, hello: AgentHello) -> str | None:
+        """The node that this very agent, or one that died before it, is in the cluster as."""
+        same = (link.id for link in self._nodes.values() if link.hello.identity == hello.identity)
+        return next(same, None) if hello.identity else None
+
+    def is_linked(self, node_id: str, send: SendMessage) -> bool:
+        """Whether the node is reached by this connection, and not by a later one of the same agent."""
+        return node_id in self._nodes and self._nodes[node_id].send is send
+
     def leave(self, node_id: str) -> list[WorkerKey]:
         """Remove a node; return its workers, which are lost with it."""
         self._nodes.pop(node_id, None)

@@ -13,7 +13,7 @@ import structlog
 from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
 from paceline.master import machine, retention, states
 from paceline.master.artifacts import Blobs
-from paceline.master.cluster import Cluster, WorkerKey
+from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
 from paceline.master.models import JobRow
@@ -29,10 +29,11 @@ from paceline.master.states import (
     Recruited,
     Running,
     Starting,
+    Unplaced,
     Waiting,
 )
 from paceline.master.store import Store
-from paceline.messages import FromWorker, LogLines, Progressed, Trained
+from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
 from paceline.planner.planner import one_more, plan_workers
 from paceline.spec import Submission
@@ -69,7 +70,9 @@ class Controller:
     async def _resume(self, row: JobRow) -> None:
         checkpoints = tuple(states.Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
         submission = Submission.model_validate(row.submission)
-        job, commands = machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish)
+        job, commands = machine.resumed(
+            row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish, row.hardware_class
+        )
         self._adopt(job, row)
         await self._apply(job, commands)
 
@@ -130,6 +133,16 @@ class Controller:
         if not self._cluster.of_attempt(job_id, attempt):
             self.post(job_id, AttemptEnded(attempt))
         self.capacity_changed()
+
+    def node_joined(self, hello: AgentHello, send: SendMessage) -> str:
+        """Take an agent in; return its node's id. Where it is back before its old link is seen to end, that is over."""
+        former = self._cluster.former(hello)
+        if former is not None:
+            log.info("node_came_back", node=former)
+            self.node_left(former)
+        node_id = self._cluster.join(hello, send)
+        self.capacity_changed()
+        return node_id
 
     def node_left(self, node_id: str) -> None:
         for key in self._cluster.leave(node_id):
@@ -261,16 +274,23 @@ class Controller:
             return
         await self._handle(job.id, Recruited(job.attempt, place))
 
+    def _plan(self, job: Job) -> Plan:
+        submission = job.submission
+        return plan_workers(self._cluster.nodes(), submission.options, submission.facts, job.wish, job.hardware_class)
+
     async def _start_waiting(self) -> bool:
-        """Whether no job waits any more; the first that must wait holds back those behind it."""
+        """Whether no job waits for room; the first that must holds back those behind it."""
         for job_id in self.queue():
             job = self._jobs.get(job_id)
             if job is None:
                 continue  # it was cancelled while another was started
             try:
-                plan = plan_workers(self._cluster.nodes(), job.submission.options, job.submission.facts, job.wish)
+                plan = self._plan(job)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
+                if "hardware_class" in refusal.details:  # its nodes may never come back: it holds nobody up
+                    await self._handle(job_id, Unplaced(refusal.to_json()))
+                    continue
                 return False
             await self._handle(job_id, Planned(plan))
         return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from paceline.master import members
 from paceline.master.ends import end
@@ -61,17 +63,22 @@ def join(job: Job, state: Running, rank: int, message: FromWorker, now: float) -
             building, worker = built(state.building, rank, message, None, now)
             workers = {**state.workers, rank: worker}
             return replace(job, state=replace(state, building=building, workers=workers, failed_joins=0)), []
-        case WorkerFailed(error=error):
-            return end(job, Failed(error), now)
+        case WorkerFailed(error=error):  # of its node, it may be: the members built the same, and train
+            job, commands = join_failed(job, state, rank, error.get("fact", "it failed"), error)
+            return job, [StopWorkers(job.attempt, (rank,)), *commands]
     return job, []
 
 
-def join_failed(job: Job, state: Running, rank: int, reason: str) -> Outcome:
-    """One that was to join is gone. Another is looked for; after some in a row, only when a pause is over."""
+def join_failed(job: Job, state: Running, rank: int, reason: str, error: Mapping[str, Any] | None = None) -> Outcome:
+    """One that was to join is gone. Another is looked for; after some in a row, only when a pause is over.
+
+    error: what it answered, a PacelineError's JSON.
+    """
     placement, _ = state.building[rank]
     text = f"{members.named(placement)} is lost before it joined: {reason}"
     state = replace(members.drop(state, rank, text), failed_joins=state.failed_joins + 1)
-    record = Record("worker_lost", {"reason": text, "rank": rank, "node": placement.node_name})
+    details = {"error": dict(error)} if error else {}
+    record = Record("worker_lost", {"reason": text, "rank": rank, "node": placement.node_name, **details})
     pauses = state.failed_joins == MAX_FAILED_JOINS
     pause: list[Command] = [SetTimer(JOIN_PAUSE_S, Late(job.attempt, JOIN_PAUSE))] if pauses else []
     return replace(job, state=state), [record, *pause, Enqueue()]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from paceline.master import joining, members, starting
+from paceline.master import hangs, joining, members, starting
 from paceline.master.ends import end, recover, rejoin_queue, state_record
 from paceline.master.rounds import answered, settle, waiting_for
 from paceline.master.states import (
@@ -46,6 +46,7 @@ from paceline.master.states import (
     StopWorkers,
     Tick,
     Training,
+    Unplaced,
     Waiting,
 )
 from paceline.messages import GiveUp
@@ -64,6 +65,9 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return end(job, Cancelled(), now)
         case Planned(plan), Queued() | Waiting():
             return starting.start(job, plan)
+        case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
+            job = replace(job, state=Waiting(error["fact"]))
+            return job, [state_record(job), Record("warning", error)]
         case Answer(_, rank, message), Starting() as begun if rank in begun.building:
             return starting.build(job, begun, rank, message, now)
         case Answer(_, rank, message), Running() as running if rank in running.building:
@@ -118,7 +122,7 @@ def _watch(job: Job, state: Running, now: float) -> Outcome:
     """Once a second: end members that hang. Their loss then comes back as an event, like any other."""
     again = SetTimer(starting.TICK_S, Tick(job.attempt))
     commands: list[Command] = []
-    for rank, how in members.hung(state, now).items():
+    for rank, how in hangs.hung(state, now).items():
         commands.append(StopWorkers(job.attempt, (rank,)))
         if isinstance(job.state, Running):  # an unreachable node would never report its end
             job, more = _lost(job, job.state, rank, how, now)
@@ -149,6 +153,7 @@ def resumed(
     elapsed_s: float,
     checkpoints: tuple[Checkpoint, ...],
     wish: int | None = None,
+    hardware_class: str | None = None,
 ) -> tuple[Job, list[Command]]:
     """A job that a restarted master finds unfinished: back in the queue, at its last checkpoint."""
     training = checkpoints[0].training if checkpoints else Training()
@@ -161,5 +166,6 @@ def resumed(
         training=training,
         checkpoints=checkpoints,
         wish=wish,
+        hardware_class=hardware_class,
     )
     return job, [RollBack(training.step), state_record(job), Enqueue()]

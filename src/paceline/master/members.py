@@ -1,8 +1,8 @@
-"""Who trains: losses, joins, leaves, shares, hangs. Pure functions of a running job's state."""
+"""Who trains: losses, joins, leaves, shares. Pure functions of a running job's state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
@@ -12,9 +12,6 @@ from paceline.shares import slowest, split_by_speed
 
 SMOOTHING = 0.3
 REBALANCE_GAIN = 0.1
-HANG_BOUND_S = 10.0
-HANG_STEPS = 20.0
-FIRST_ROUNDS_BOUND_S = 120.0
 FIRST_ROUNDS = 2
 
 
@@ -141,9 +138,6 @@ def note_speed(worker: Worker, trained: Trained) -> Worker:
     return replace(worker, cell_s=smoothed)
 
 
-# ---- hangs ----
-
-
 def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:
     """What the worker said of itself. Only a changed counter is progress."""
     counter = (beat.step, beat.cells)
@@ -151,33 +145,11 @@ def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:
     return replace(worker, counter=counter, moved_at=moved_at, beat_at=now, phase=beat.phase, stack=beat.stack)
 
 
-def hang_bound(state: Running) -> float:
-    """How long a member may stand still, from its measured step time; longer while nothing is measured."""
-    if state.step_s is None or state.rounds < FIRST_ROUNDS:
-        return FIRST_ROUNDS_BOUND_S
-    return max(HANG_BOUND_S, HANG_STEPS * state.step_s)
-
-
-def hung(state: Running, now: float) -> Mapping[int, str]:
-    """Members that make no progress, with what is known of them: silent ones, and those stuck in their own work.
-
-    One that waits for others in an exchange is not at fault. Saving shows no progress: only silence counts there.
-    """
-    if state.order is None:
-        return {}
-    saving = isinstance(state.order, SaveRound)  # the first member alone: the others rest
-    bound = FIRST_ROUNDS_BOUND_S if saving else hang_bound(state)
-    found: dict[int, str] = {}
-    for rank in state.members[:1] if saving else state.members:
-        worker = state.workers[rank]
-        if rank in state.answers or (isinstance(state.order, CheckRound) and rank != state.order.checker):
-            continue
-        silent = now - max(worker.beat_at, state.ordered_at) > bound
-        stuck = not saving and worker.phase != "exchange" and now - max(worker.moved_at, state.ordered_at) > bound
-        if silent or stuck:
-            how = "has not been heard" if silent else f"has made no progress in {worker.phase or 'its work'}"
-            found[rank] = f"it {how} for more than {bound:.0f} s; last seen at {worker.stack or 'an unknown place'}"
-    return found
+def asked(state: Running) -> tuple[int, ...]:
+    """Members that are to answer the present order."""
+    if isinstance(state.order, CheckRound):
+        return (state.order.checker,)
+    return state.members[:1] if isinstance(state.order, SaveRound) else state.members
 
 
 def named(placement: Placement) -> str:

@@ -20,7 +20,7 @@ class Base(DeclarativeBase):
 class JobRow(Base):
     """One submitted job. submission, plan, training, checkpoints (newest first), delivery: the models' JSON.
 
-    wish: how many workers the user asked for since it was submitted.
+    wish: how many workers the user asked for since it was submitted. hardware_class: of the first attempt.
     """
 
     __tablename__ = "jobs"
@@ -42,6 +42,7 @@ class JobRow(Base):
     ended_at: Mapped[float | None]
     delivered_at: Mapped[float | None]
     wish: Mapped[int | None]
+    hardware_class: Mapped[str | None]
 
 
 class EventRow(Base):

@@ -119,7 +119,7 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
         return advance(job, state, now)  # the one that was asked is gone: ask the next
     if isinstance(state.order, CheckRound) and not {state.order.checker, state.order.rank} <= set(state.members):
         return advance(job, state, now)
-    asked = _asked(state)
+    asked = members.asked(state)
     if any(rank not in state.answers for rank in asked):
         return job, []
     torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
@@ -130,6 +130,8 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
             return _commit(job, state, order, now)
         case EvaluateRound() if not state.lost:
             answers = {r: a for r, a in state.answers.items() if isinstance(a, Evaluated)}
+            longest = max(state.evaluation_s or 0.0, *(answer.seconds for answer in answers.values()))
+            state = replace(state, evaluation_s=longest)
             return _note_values(job, state, _means(job.submission.facts.values, answers), now)
         case CheckRound(checker=checker):
             checked = state.answers[checker]
@@ -142,13 +144,6 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
             assert isinstance(saved, Saved)
             return _deliver(job, state, saved, now)
     return advance(job, state, now)
-
-
-def _asked(state: Running) -> tuple[int, ...]:
-    """Members that are to answer the present order."""
-    if isinstance(state.order, CheckRound):
-        return (state.order.checker,)
-    return state.members[:1] if isinstance(state.order, SaveRound) else state.members
 
 
 def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
@@ -330,8 +325,11 @@ def _next_multiple(at: int, every: int) -> int:
 
 
 def _round_steps(state: Running) -> int:
-    """One step to begin with, then as many as fill the target time: the master regains control that often."""
-    return 1 if state.step_s is None else max(1, round(ROUND_TARGET_S / max(state.step_s, 1e-6)))
+    """One step to begin with, then as many as fill the target time: the master regains control that often.
+
+    A new group begins with one too: the first commit after a loss comes early, and tells how long its steps take.
+    """
+    return 1 if state.step_s is None or state.rounds == 0 else max(1, round(ROUND_TARGET_S / max(state.step_s, 1e-6)))
 
 
 def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
@@ -342,7 +340,7 @@ def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
 
 def _order(job: Job, state: Running, order: TrainRound | CheckRound | EvaluateRound | SaveRound, now: float) -> Outcome:
     state = replace(state, order=order, ordered_at=now, answers={}, lost=())
-    commands: list[Command] = [Send(job.attempt, rank, order) for rank in _asked(state)]
+    commands: list[Command] = [Send(job.attempt, rank, order) for rank in members.asked(state)]
     if isinstance(order, SaveRound):
         commands.append(SetTimer(SAVE_BOUND_S, Late(job.attempt, waiting_for(state))))
     return replace(job, state=state), commands

@@ -39,7 +39,13 @@ def start(job: Job, plan: Plan) -> Outcome:
     """The next attempt, as it was planned."""
     attempt = job.attempt + 1
     building = {placement.rank: (placement, "") for placement in plan.workers}
-    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=Starting(plan, building))
+    job = replace(
+        job,
+        attempt=attempt,
+        fruitless=job.fruitless + 1,
+        hardware_class=job.hardware_class or plan.hardware_class,
+        state=Starting(plan, building),
+    )
     return job, [
         Record("planned", {"attempt": attempt, "summary": plan.summary}),
         state_record(job),

@@ -117,7 +117,8 @@ class Running:
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
     failed_joins: workers in a row that were to join and never became ready. torn: rounds in a row in which the members
     lost each other, though none of them was gone, and trained no step. suspected: what says that the next step can't be
-    right. trusted_step: one that was computed twice, to the same bits.
+    right. trusted_step: one that was computed twice, to the same bits. step_s, evaluation_s: of the last
+    round's steps, of the longest evaluation.
     """
 
     plan: Plan
@@ -140,6 +141,7 @@ class Running:
     stopping: tuple[StopCondition, ...] = ()
     reproducible: bool = True
     step_s: float | None = None
+    evaluation_s: float | None = None
     rounds: int = 0
     pending: Training | None = None
     failed_joins: int = 0
@@ -187,6 +189,7 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it.
     """
 
     id: str
@@ -199,6 +202,7 @@ class Job:
     training: Training = field(default_factory=Training)
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
+    hardware_class: str | None = None
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -227,6 +231,13 @@ class Planned:
     """The planner's decision for the next attempt."""
 
     plan: Plan
+
+
+@dataclass(frozen=True)
+class Unplaced:
+    """The planner's refusal of the next attempt, which only the user or another node can lift."""
+
+    error: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -297,7 +308,17 @@ class CancelRequested:
 
 
 Event = (
-    Planned | Recruited | Answer | Lost | AttemptEnded | Late | Tick | ScaleRequested | NodeDraining | CancelRequested
+    Planned
+    | Unplaced
+    | Recruited
+    | Answer
+    | Lost
+    | AttemptEnded
+    | Late
+    | Tick
+    | ScaleRequested
+    | NodeDraining
+    | CancelRequested
 )
 
 

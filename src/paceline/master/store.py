@@ -17,7 +17,7 @@ from paceline.master.states import TERMINAL, Commit, Failed, Job, Record, RollBa
 from paceline.plan import Plan
 from paceline.spec import Submission
 
-HEAD = "0003"
+HEAD = "0004"
 
 
 class Store:
@@ -146,6 +146,7 @@ def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
         "attempt": job.attempt,
         "elapsed_s": job.elapsed_s,
         "wish": job.wish,
+        "hardware_class": job.hardware_class,
         "training": job.training.model_dump(mode="json"),
         "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
     }

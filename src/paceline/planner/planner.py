@@ -37,21 +37,32 @@ class Room:
     excluded: bool = False
 
 
-def plan_workers(nodes: Sequence[Node], options: TrainOptions, facts: Facts, wish: int | None = None) -> Plan:
+def plan_workers(
+    nodes: Sequence[Node],
+    options: TrainOptions,
+    facts: Facts,
+    wish: int | None = None,
+    hardware_class: str | None = None,
+) -> Plan:
     """Choose the nodes for a job, all of its workers at once.
 
     wish: workers that the user asked for since; as many of them as fit now, whatever `options` say.
-    Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended.
+    hardware_class: the one that the job began on, part of its result; a reproducible job goes on on no other.
+    Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended, and with
+    `details["hardware_class"]` where no node of that class is left.
     """
     memory = options.resources.memory or worker_memory(facts)
-    device = _device(nodes, options)
+    begun_on = hardware_class if options.reproducible else None
+    device = _device([node for node in nodes if begun_on in (None, node.hardware_class)], options)
     rooms = [_room(node, options, memory, device) for node in nodes]
     least = 1 if wish is not None else options.resources.workers or 1
-    rooms = _of_one_class(rooms, least) if options.reproducible else rooms
+    rooms = _of_one_class(rooms, least, begun_on) if options.reproducible else rooms
+    if begun_on is not None and all(room.excluded for room in rooms):
+        raise _class_gone(rooms, begun_on)
     wanted, why = _wanted(options, facts, rooms, wish)
     slots = _take(rooms, wanted)
     if len(slots) < wanted:
-        raise _unplaceable(rooms, options, memory, device, wanted)
+        raise _unplaceable(rooms, options, memory, device, wanted, begun_on)
     shares = split_evenly(options.microbatches, wanted)
     workers = tuple(
         Placement(rank=rank, node_id=slot.node.id, node_name=slot.node.name, device=slot.device, share=share)
@@ -137,10 +148,11 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def _of_one_class(rooms: list[Room], workers: int) -> list[Room]:
+def _of_one_class(rooms: list[Room], workers: int, begun_on: str | None) -> list[Room]:
     """Keep one hardware class; others would compute other bits.
 
-    One that holds so many workers now, or else once it is idle; of those, the one with the most room.
+    The one that the job began on, if it has; else one that holds so many workers now, or else once it is idle; of
+    those, the one with the most room.
     """
     classes: dict[str, tuple[int, int]] = {}
     for room in rooms:
@@ -148,7 +160,9 @@ def _of_one_class(rooms: list[Room], workers: int) -> list[Room]:
         classes[room.node.hardware_class] = (now + len(room.now), idle + room.idle)
     if not classes:
         return rooms
-    best = max(sorted(classes), key=lambda name: ([room >= workers for room in classes[name]], classes[name]))
+    best = begun_on or max(
+        sorted(classes), key=lambda name: ([room >= workers for room in classes[name]], classes[name])
+    )
     return [room if room.excluded or room.node.hardware_class == best else _of_other_bits(room, best) for room in rooms]
 
 
@@ -204,8 +218,21 @@ def _take(rooms: Sequence[Room], wanted: int) -> list[Slot]:
     return [slot for room in order for slot in room.now][:wanted]
 
 
-def _unplaceable(rooms: Sequence[Room], options: TrainOptions, memory: int, device: str, wanted: int) -> Unplaceable:
+def _class_gone(rooms: Sequence[Room], begun_on: str) -> Unplaceable:
+    why = "; ".join(f"{room.node.name}: {room.limit}" for room in rooms) or "the cluster has 0 nodes"
+    return Unplaceable(
+        f"the job began on hardware class {begun_on}, and no node of it may take the job: {why}.",
+        "Add a node of that class with `paceline join`; or cancel the job and submit it again, to begin on another.",
+        busy=False,
+        hardware_class=begun_on,
+    )
+
+
+def _unplaceable(
+    rooms: Sequence[Room], options: TrainOptions, memory: int, device: str, wanted: int, begun_on: str | None
+) -> Unplaceable:
     needs = f"{wanted} worker(s) with {options.threads} core(s) and {_gib(memory)} each on {device}"
+    needs += f", of the hardware class {begun_on} that it began on" if begun_on else ""
     if not rooms:
         return Unplaceable(
             f"the job needs {needs}, and the cluster has no nodes.", "Add one with `paceline join`.", busy=False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from paceline.messages import MAX_MESSAGE_BYTES, GiveUp, Message, ToWorker, to_worker
+from paceline.tls import trusting
 
 
 class WorkerEnv(BaseModel):
@@ -47,7 +47,7 @@ class Channel:
         self._orders: queue.Queue[ToWorker | None] = queue.Queue()
         where = urlencode({"job_id": env.job_id, "attempt": env.attempt, "rank": env.rank})
         url = f"{env.master_url.replace('http', 'ws', 1)}/api/v1/channels/worker?{where}"
-        tls: dict[str, Any] = {"ssl": ssl.create_default_context(cafile=env.ca)} if url.startswith("wss") else {}
+        tls: dict[str, Any] = {"ssl": trusting(env.ca)} if url.startswith("wss") else {}
         self._socket: ClientConnection = connect(
             url,
             additional_headers={"Authorization": f"Bearer {env.secret}"},

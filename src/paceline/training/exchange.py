@@ -16,7 +16,7 @@ import torch
 from paceline.errors import InvalidSpec
 from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients
 from paceline.training.group import PendingSum, WorkerGroup
-from paceline.training.reduction import Block
+from paceline.tree import Block
 
 BUCKET_BYTES = 1 << 20
 

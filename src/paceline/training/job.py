@@ -166,7 +166,8 @@ class TrainingJob:
         if order.mark_best:
             self._best = model_tensors(self.program.model)
         if order.checkpoint and self._rank == order.group.members[0]:
-            self._write_checkpoint(order.from_step)
+            with self._monitor.doing("checkpoint"):
+                self._write_checkpoint(order.from_step)
 
     def _do_steps(self, order: TrainRound, workers: WorkerGroup, trainer: ExactTrainer, losses: list[float]) -> None:
         if self._batches is None:

@@ -12,7 +12,7 @@ import torch
 
 from paceline.messages import Evidence
 from paceline.training.gradients import Gradients
-from paceline.training.reduction import Block
+from paceline.tree import Block
 
 ABSURD = 1e3  # times the usual norm; a flipped high bit of an exponent makes 1e9 and more of a number
 REMEMBERED_STEPS = 64

@@ -28,6 +28,7 @@ from paceline.messages import (
     WorkerFailed,
     WorkerHello,
 )
+from paceline.tls import trusting
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
 from paceline.training.data import lost_reader
 from paceline.training.job import TrainingJob
@@ -44,7 +45,7 @@ def main(env: WorkerEnv) -> None:
     with httpx.Client(
         base_url=env.master_url,
         headers={"Authorization": f"Bearer {env.secret}"},
-        verify=env.ca or True,
+        verify=trusting(env.ca) if env.ca else True,
         timeout=60,
         trust_env=False,
     ) as http:

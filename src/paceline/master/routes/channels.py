@@ -75,19 +75,21 @@ async def agent(socket: WebSocket) -> None:
             await socket.send_text(Refused(error=refusal.to_json()).model_dump_json())
             return
         with _outbox(socket) as send:
-            node_id = master.cluster.join(hello, send)
+            node_id = master.controller.node_joined(hello, send)
             log.info("node_joined", node=node_id, cores=hello.cores, hardware_class=hello.hardware_class)
             send(Welcome(node_id=node_id))
-            master.controller.capacity_changed()
             with contextlib.suppress(WebSocketDisconnect):  # the ordinary way to leave
                 while True:
-                    _agent_says(master, node_id, await _heard(socket))
+                    message = await _heard(socket)
+                    if not master.cluster.is_linked(node_id, send):
+                        return  # it dialled again since
+                    _agent_says(master, node_id, message)
     except TimeoutError:
         log.warning("agent_silent", node=node_id, bound_s=AGENT_SILENT_BOUND_S)
     except (WebSocketDisconnect, ValidationError) as error:
         log.warning("agent_channel_broke", node=node_id, error=str(error)[:200])
     finally:
-        if node_id is not None:
+        if node_id is not None and master.cluster.is_linked(node_id, send):
             log.info("node_left", node=node_id)
             master.controller.node_left(node_id)
 
