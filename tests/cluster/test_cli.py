@@ -186,7 +186,7 @@ def test_nodes_shows_the_masters_own_node_with_its_cores(shell: Shell, up: dict[
 def test_plan_tells_the_nodes_and_the_reasons_and_trains_nothing(shell: Shell, up: dict[str, Any]) -> None:
     before = shell.json("jobs")
     plan = shell.json("plan", "job.py", "--workers", "3")
-    assert [worker["share"] for worker in plan["workers"]] == [[0, 3], [3, 6], [6, 8]]
+    assert [worker["share"] for worker in plan["workers"]] == [[0, 2], [2, 5], [5, 8]]
     assert plan["reasons"][0]["taken"]
     code, error = shell.error("plan", "job.py", "--workers", "5")
     assert (code, error["code"]) == (6, "unplaceable")

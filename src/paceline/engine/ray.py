@@ -56,7 +56,7 @@ class RayEngine:
         """Connect to Ray and put an agent on each node, now and whenever one comes. Raises MasterUnreachable."""
         try:
             ray.init(
-                address=self._address, namespace=NAMESPACE, include_dashboard=False, log_to_driver=False,
+                address=self._address or "local", namespace=NAMESPACE, include_dashboard=False, log_to_driver=False,
                 configure_logging=False,
             )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
