@@ -71,6 +71,7 @@ def test_a_partitioned_host_is_named_and_the_others_end_the_job(whole: EmulatedC
     assert job.info()["attempt"] == 1
 
 
+@pytest.mark.slow
 def test_a_host_that_vanishes_before_speeds_are_known_is_given_up_too(whole: EmulatedCluster, reference: str) -> None:
     job = submit(whole)
     wait_until(lambda: job.state == "RUNNING")
@@ -79,6 +80,7 @@ def test_a_host_that_vanishes_before_speeds_are_known_is_given_up_too(whole: Emu
     ends_well(job, reference)
 
 
+@pytest.mark.slow
 def test_a_job_whose_only_host_is_cut_off_goes_on_on_another(whole: EmulatedCluster, reference: str) -> None:
     job = submit(whole, resources=pl.Resources(workers=1, nodes=("a", "b")))
     wait_for_step(job, 60)
@@ -89,6 +91,7 @@ def test_a_job_whose_only_host_is_cut_off_goes_on_on_another(whole: EmulatedClus
     assert job.info()["attempt"] == 2
 
 
+@pytest.mark.slow
 def test_a_host_comes_back_after_a_partition_and_trains_again(whole: EmulatedCluster, reference: str) -> None:
     whole.partition("b")
     wait_until(lambda: "b" not in [node.name for node in whole.client.nodes()])
@@ -106,6 +109,7 @@ def test_a_connection_that_goes_silent_is_noticed_and_survived(whole: EmulatedCl
     ends_well(job, reference)
 
 
+@pytest.mark.slow
 def test_a_slow_way_to_the_master_costs_nothing_but_time(whole: EmulatedCluster, reference: str) -> None:
     whole.relays["c"].delay_s, whole.relays["c"].mbit = 0.1, 2.0
     job = submit(whole)
