@@ -116,6 +116,7 @@ def test_the_best_model_rides_in_the_checkpoint_that_is_resumed(
     assert (result.step, result.digest) == (reference.step, reference.digest)
 
 
+@pytest.mark.slow
 def test_dropped_checkpoints_leave_the_disk(master: pl.Client, folder: Path) -> None:
     job = master.submit(spec(workers=1, **{**LONG, "stop": pl.MaxEpochs(100_000)}))
     wait_until(lambda: len(checkpoints(folder, job)) == 2)

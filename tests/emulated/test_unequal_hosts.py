@@ -101,6 +101,7 @@ def test_a_host_comes_back_after_a_partition_and_trains_again(whole: EmulatedClu
     ends_well(job, reference)
 
 
+@pytest.mark.slow
 def test_a_connection_that_goes_silent_is_noticed_and_survived(whole: EmulatedCluster, reference: str) -> None:
     job = submit(whole)
     wait_for_step(job, 60)
