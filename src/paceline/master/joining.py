@@ -104,15 +104,14 @@ def scale(job: Job, state: Running, workers: int) -> Outcome:
 
 def drain(job: Job, state: Running, node_id: str) -> Outcome:
     """The node's workers leave: members as soon as others can go on, one that is still building at once."""
-    there = {rank for rank, worker in state.workers.items() if worker.placement.node_id == node_id}
-    building = tuple(rank for rank, (placement, _) in state.building.items() if placement.node_id == node_id)
+    there, building = members.on_node(state, node_id)
     if not building and not there - state.leaving:
         return job, []
     for rank in building:
         state = members.drop(state, rank, "released")
     job = replace(job, state=replace(state, leaving=state.leaving | there))
     record = Record("draining", {"node": node_id, "ranks": sorted({*there, *building})})
-    return job, [record, *_released(job, building), Enqueue()]
+    return job, [record, *_released(job, tuple(sorted(building))), Enqueue()]
 
 
 def _released(job: Job, ranks: tuple[int, ...]) -> list[Command]:

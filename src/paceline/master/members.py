@@ -145,6 +145,12 @@ def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:
     return replace(worker, counter=counter, moved_at=moved_at, beat_at=now, phase=beat.phase, stack=beat.stack)
 
 
+def on_node(state: Running, node_id: str) -> tuple[set[int], set[int]]:
+    """(ranks of the node's workers that are ready, ranks of those that still build)."""
+    ready = {rank for rank, worker in state.workers.items() if worker.placement.node_id == node_id}
+    return ready, {rank for rank, (placement, _) in state.building.items() if placement.node_id == node_id}
+
+
 def asked(state: Running) -> tuple[int, ...]:
     """Members that are to answer the present order."""
     if isinstance(state.order, CheckRound):

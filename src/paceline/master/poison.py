@@ -73,15 +73,15 @@ def _quarantine(job: Job, state: Running, suspected: Suspected, checked: Checked
         f"{members.named(placement)} computed step {suspected.step} wrongly: {suspected.reason}; "
         f"a second computation gave the norm {checked.evidence.norm:g}"
     )
-    there = [r for r, worker in state.workers.items() if worker.placement.node_id == placement.node_id]
-    there += [r for r, (started, _) in state.building.items() if started.node_id == placement.node_id]
+    ready, building = members.on_node(state, placement.node_id)
+    there = (*sorted(ready), *sorted(building))
     for rank in there:
         state = members.drop(state, rank, reason)
     state = replace(state, suspected=None)
     commands: list[Command] = [
         Record("node_quarantined", _evidence(placement.node_name, suspected, checked, reason)),
         Quarantine(placement.node_id, reason),
-        StopWorkers(job.attempt, tuple(there)),
+        StopWorkers(job.attempt, there),
         Enqueue(),
     ]
     job = replace(job, state=state)

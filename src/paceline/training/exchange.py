@@ -106,7 +106,7 @@ class GradientExchange:
         for row, gradients in zip(flat, partials.values(), strict=True):
             layout.pack(gradients, row)
         self._norm = math.hypot(self._norm, float(torch.linalg.vector_norm(flat[:, : layout.flags])))
-        self._sent.append(self._group.start_sum(flat, self._shares, self._num_cells))
+        self._sent.append(PendingSum(self._group, flat, self._shares, self._num_cells))
 
     def send_rest(self) -> None:
         """All of this worker's cells are done."""

@@ -119,13 +119,6 @@ class WorkerGroup:
             self._wait(self.peers._allgather_base(everyone, padded))
         return torch.cat([everyone[at * most : at * most + count] for at, count in enumerate(counts)]).cpu()
 
-    def start_sum(self, partials: torch.Tensor, shares: Sequence[tuple[int, int]], num_cells: int) -> PendingSum:
-        """Begin to sum all workers' partial sums along the grid's tree; all workers begin their sums in one order.
-
-        partials: one row for each tree node of this worker's share, shape (nodes, length); `world` divides the length.
-        """
-        return PendingSum(self, partials, shares, num_cells)
-
     def broadcast(self, data: bytes | None, source: int) -> bytes:
         """The source rank's bytes, on every member; `data` is read there only."""
         root = self.members.index(source)
@@ -140,8 +133,9 @@ class WorkerGroup:
 
 
 class PendingSum:
-    """A sum over the group that is under way.
+    """A sum of the workers' partial sums along the grid's tree, under way; all workers begin theirs in one order.
 
+    partials: one row for each tree node of this worker's share, shape (nodes, length); `world` divides the length.
     Each worker joins one slice of the vectors and shares it: two exchanges, with the traffic of a ring all-reduce where
     every share is one tree node.
     """
