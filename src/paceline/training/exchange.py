@@ -63,7 +63,7 @@ class GradientExchange:
         self._sent: list[PendingSum] = []
         self._norm = 0.0
         self._listening = True
-        self._awaited = [set(layout.indices) for layout in self._layouts]
+        self._await_all()
 
     def last_cell(self, cell: int) -> None:
         """The next backward is this share's last: what it completes may leave at once."""
@@ -75,7 +75,12 @@ class GradientExchange:
         self._early = False
         for accumulator in self._sums[len(self._sent) :]:
             accumulator.cell_done(cell)
-        self._awaited = [set(layout.indices) for layout in self._layouts]
+        self._await_all()
+
+    def _await_all(self) -> None:
+        """The next backward has brought nothing yet; a lone worker has no hooks to tell, and nothing to send."""
+        if self._hooks:
+            self._awaited = [set(layout.indices) for layout in self._layouts]
 
     def _arrived(self, index: int, _parameter: torch.nn.Parameter) -> None:
         """A backward has a parameter's gradient; the last backward's may complete the next buckets to leave."""
