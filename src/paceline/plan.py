@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from paceline.measured import Calibration
+
 
 class Device(BaseModel):
     """One accelerator of a node. memory: bytes, 0 where unknown."""
@@ -21,7 +23,8 @@ class Device(BaseModel):
 class Node(BaseModel):
     """One machine as its agent describes it. free_* is what no job of this master holds.
 
-    quarantined: why no job may use it: it was found to compute wrongly.
+    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of each device.
+    price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +43,8 @@ class Node(BaseModel):
     load: float = 0.0
     draining: bool = False
     quarantined: str | None = None
+    speed: tuple[Calibration, ...] = ()
+    price: float = 0.0
 
 
 class Placement(BaseModel):
