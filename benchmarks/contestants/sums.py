@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from fixed_point import FixedPointExchange
 
-from paceline.grid import Grid, split_evenly
+from paceline.grid import Grid
+from paceline.shares import split_evenly
 from paceline.messages import Group
 from paceline.training.exchange import GradientExchange
 from paceline.training.group import WorkerGroup
