@@ -7,7 +7,7 @@ an exchange moves (nodes / workers + 1) / 2 times the bytes of a ring all-reduce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import nlargest
+from heapq import heapify, heapreplace, nlargest
 from itertools import accumulate, pairwise
 
 from paceline.tree import blocks
@@ -26,12 +26,12 @@ def split_by_speed(num_cells: int, cell_s: Sequence[float | None]) -> list[Share
     finish its first cell no earlier than the best split finishes may get none; all others get one at least.
     """
     seconds = _known(cell_s)
-    quickest = _quickest(num_cells, seconds)
-    best = max(count * s for count, s in zip(quickest, seconds, strict=True))
+    counts = quickest(num_cells, seconds)
+    best = max(count * s for count, s in zip(counts, seconds, strict=True))
     least = [int(s < best) for s in seconds]
     most = [int(best * (1 + SLOWER_FOR_FEWER_NODES) / s * (1 + ROUNDING)) for s in seconds]
     reached: dict[int, tuple[int, float, tuple[int, ...]]] = {0: (0, 0.0, (0,))}  # by end: nodes, slowest, boundaries
-    for at, (s, usual_end) in enumerate(zip(seconds, accumulate(quickest), strict=True)):
+    for at, (s, usual_end) in enumerate(zip(seconds, accumulate(counts), strict=True)):
         ends = range(max(0, num_cells - sum(most[at + 1 :])), num_cells - sum(least[at + 1 :]) + 1)
         following = {}
         for end in _worth_trying(ends, usual_end, num_cells):
@@ -72,10 +72,13 @@ def _known(cell_s: Sequence[float | None]) -> list[float]:
     return [seconds or typical for seconds in cell_s]
 
 
-def _quickest(num_cells: int, seconds: Sequence[float]) -> list[int]:
+def quickest(num_cells: int, cell_s: Sequence[float]) -> list[int]:
     """Cells of each worker in a split of the best time: each cell in turn goes to who would finish it first."""
-    counts = [0] * len(seconds)
+    counts = [0] * len(cell_s)
+    ends = [(seconds, at) for at, seconds in enumerate(cell_s)]
+    heapify(ends)
     for _ in range(num_cells):
-        earliest = min(range(len(seconds)), key=lambda at: ((counts[at] + 1) * seconds[at], at))
-        counts[earliest] += 1
+        at = ends[0][1]
+        counts[at] += 1
+        heapreplace(ends, ((counts[at] + 1) * cell_s[at], at))
     return counts

@@ -35,7 +35,8 @@ from paceline.master.states import (
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more, plan_workers
+from paceline.planner.growth import one_more
+from paceline.planner.planner import plan_workers
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0

@@ -40,9 +40,14 @@ class Workload:
         samples = self.facts.train_samples
         return Grid(samples, o.batch_size, o.microbatches, o.drop_last, o.seed) if samples else None
 
-    @property
+    @cached_property
     def cell_samples(self) -> int:
         return -(-self.options.batch_size // self.options.microbatches)
+
+    @cached_property
+    def costs(self) -> dict[tuple[str, str, float | None], Costs]:
+        """Those that were worked out already."""
+        return {}
 
     @cached_property
     def links(self) -> Mapping[tuple[str, str], Link]:
@@ -65,18 +70,24 @@ class Costs:
 
 def costs(work: Workload, node: Node, kind: str) -> Costs:
     """Of this job on one device of the node; kind: "cpu", "cuda" or "mps"."""
-    speed = speed_of(node, kind)
+    key = (node.hardware_class, kind, speed_of(node, kind))
+    if key not in work.costs:
+        work.costs[key] = _worked_out(work, *key)
+    return work.costs[key]
+
+
+def _worked_out(work: Workload, hardware_class: str, kind: str, speed: float | None) -> Costs:
     measured = [profile for profile in work.known.profiles if profile.device == kind and profile.cells]
-    here = next((profile for profile in measured if profile.hardware_class == node.hardware_class), None)
+    here = next((profile for profile in measured if profile.hardware_class == hardware_class), None)
     if here is not None:
         uncertainty, doubt = (REFINED if here.steps else MEASURED), ""
         return _scaled(work, here, _times_slower(here, speed), uncertainty, doubt)
     elsewhere = [profile for profile in measured if profile.flop_per_s and speed]
     if elsewhere:
         nearest = min(elsewhere, key=lambda p: (abs(_times_slower(p, speed) - 1), p.hardware_class))
-        doubt = f"measured on {nearest.hardware_class}, carried over to {node.hardware_class} by the nodes' speeds"
+        doubt = f"measured on {nearest.hardware_class}, carried over to {hardware_class} by the nodes' speeds"
         return _scaled(work, nearest, _times_slower(nearest, speed), OTHER_CLASS, doubt)
-    profile, known = estimated(work, node.hardware_class, kind, speed)
+    profile, known = estimated(work, hardware_class, kind, speed)
     uncertainty, doubt = (ESTIMATED, _estimated_from(work, speed)) if known else (UNKNOWN, UNKNOWN_SIZE)
     return _scaled(work, profile, 1.0, uncertainty, doubt)
 
@@ -109,11 +120,10 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
     Operations as in `grid.default_microbatches`: a forward's thrice, and what a pass costs whatever its samples.
     """
     parameters, nbytes = work.facts.parameters or 0, work.facts.parameter_bytes or 0
-    forward = work.facts.flop_per_sample if work.facts.flop_per_sample is not None else 2.0 * parameters
     threads = work.options.threads if kind == "cpu" else 1
     rate = PART_OF_CALIBRATED * (speed or USUAL_FLOP_PER_S[kind]) * threads
     size = work.cell_samples
-    flop = 3 * forward * size + CELL_FLOP_PER_PARAMETER * parameters + (CELL_FLOP if kind == "cpu" else 0.0)
+    flop = step_flop(work) / work.options.batch_size * size + CELL_FLOP_PER_PARAMETER * parameters + (CELL_FLOP if kind == "cpu" else 0.0)
     made = Profile(
         hardware_class=hardware_class,
         device=kind,
@@ -129,6 +139,13 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
         at=0.0,
     )
     return made, work.facts.parameters is not None or work.facts.flop_per_sample is not None
+
+
+def step_flop(work: Workload) -> float:
+    """A lower bound of a step's work: as counted, or else every parameter once a sample; a backward is two forwards."""
+    facts = work.facts
+    forward = 2.0 * (facts.parameters or 0) if facts.flop_per_sample is None else facts.flop_per_sample
+    return 3 * forward * work.options.batch_size
 
 
 def _scaled(work: Workload, profile: Profile, slower: float, uncertainty: float, doubt: str) -> Costs:
