@@ -10,17 +10,19 @@ if TYPE_CHECKING:
 
 JOB_FIELDS = ("step_s", "finish_s", "memory_bytes", "traffic_bytes_per_step")
 MORE_FIELDS = ("compute_s", "exchange_s", "hidden_s", "update_s", "start_s", "epoch_s", "cost", "uncertainty")
-SHOWN = 40  # nodes that get a line of their own in the text; --json has all
+NAMED = 3  # nodes of one reason, in the text; --json has all
 
 
 def duration(seconds: float | None) -> str:
-    """`0.42 ms`, `12.3 s`, `34 min`, `5.1 h`; `?` where it is not known."""
+    """`42 µs`, `420 ms`, `12.3 s`, `34 min`, `5.1 h`; `?` where it is not known."""
     if seconds is None:
         return "?"
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{1000 * seconds:.3g} ms" if seconds >= 1e-3 or not seconds else f"{1e6 * seconds:.3g} µs"
 
 
 def size(nbytes: float) -> str:
@@ -63,7 +65,7 @@ def document(plan: Plan) -> dict[str, Any]:
             }
             for other in plan.alternatives
         ],
-        "rejected": [{"node": r.node, "reason": r.reason} for r in plan.reasons if not r.taken],
+        "rejected": [{"node": name, "reason": r.reason} for r in plan.reasons if not r.taken for name in r.nodes],
         "faster": list(plan.faster),
     }
 
@@ -87,10 +89,11 @@ def _predicted(p: Prediction | None) -> list[str]:
     if p is None:
         return []
     parts = f"{duration(p.compute_s)} compute, {duration(p.exchange_s)} exchange"
-    parts += f" ({duration(p.hidden_s)} of it under compute), {duration(p.update_s)} update"
+    parts += f" ({duration(p.hidden_s)} of it under compute)" if p.hidden_s else ""
+    parts += f", {duration(p.update_s)} update"
     lines = ["predicted", f"  step      {duration(p.step_s)} ± {p.uncertainty:.0%}: {parts}"]
     end = f"at most {duration(p.finish_s)}, of which {duration(p.start_s)} until the first step"
-    lines.append(f"  finish    {end}, {duration(p.epoch_s)} an epoch")
+    lines.append(f"  finish    {end}" + (f"; an epoch takes {duration(p.epoch_s)}" if p.epoch_s else ""))
     lines.append(f"  traffic   {size(p.traffic_bytes_per_step)} a step")
     lines.append(f"  memory    {size(p.memory_bytes)} a worker")
     lines += [f"  cost      {p.cost:.4g}"] if p.cost else []
@@ -152,9 +155,13 @@ def _alternatives(plan: Plan) -> list[str]:
 
 def _reasons(plan: Plan) -> list[str]:
     taken, others = [r for r in plan.reasons if r.taken], [r for r in plan.reasons if not r.taken]
-    lines = [f"  {'+' if r.taken else '-'} {r.node:<20}{r.reason}" for r in (*taken, *others)[:SHOWN]]
-    left = len(plan.reasons) - len(lines)
-    return _titled("nodes", [*lines, *([f"  … and {left} more nodes, each with its reason in --json"] if left else [])])
+    lines = [f"  {'+' if r.taken else '-'} {_named(r.nodes):<20}{r.reason}" for r in (*taken, *others)]
+    return _titled("nodes", lines)
+
+
+def _named(nodes: Sequence[str]) -> str:
+    shown = ", ".join(nodes[:NAMED])
+    return f"{shown} and {len(nodes) - NAMED} more  " if len(nodes) > NAMED else f"{shown}  "
 
 
 def _titled(title: str, lines: Sequence[str]) -> list[str]:

@@ -91,11 +91,11 @@ class Prediction(BaseModel):
 
 
 class NodeReason(BaseModel):
-    """Why a node was taken or not, in numbers."""
+    """Why these nodes, by name, were taken or not, in numbers; they are alike for the job."""
 
     model_config = ConfigDict(frozen=True)
 
-    node: str
+    nodes: tuple[str, ...]
     taken: bool
     reason: str
 

@@ -16,7 +16,7 @@ from paceline.planner import refusal
 from paceline.planner.alternatives import alternatives, faster
 from paceline.planner.choose import Choice
 from paceline.planner.growth import most_workers
-from paceline.planner.predict import predicted_cell_s, sent_by_each
+from paceline.planner.predict import crew_of, sent_by_each
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import node_reasons
 from paceline.planner.request import Request
@@ -113,12 +113,13 @@ def _mixed(request: Request, rooms: Sequence[Room]) -> Candidate | None:
 def _nodes(work: Workload, best: Candidate) -> tuple[ChosenNode, ...]:
     """What each chosen node has to do, and what it has for it."""
     found: list[ChosenNode] = []
-    cell_s, sent, first = predicted_cell_s(work, best.slots), sent_by_each(work, best.slots, best.shares), 0
+    crew, first = crew_of(work, best.slots), 0
+    sent = sent_by_each(work, crew, best.shares)
     for room, node, number in best.taken:
         own = range(first, first + number)
         shares = [best.shares[rank] for rank in own]
         part = NodePart(
-            step_s=max(cell_s[rank] * (end - begin) for rank, (begin, end) in zip(own, shares, strict=True)),
+            step_s=max(crew.cell_s[rank] * (end - begin) for rank, (begin, end) in zip(own, shares, strict=True)),
             finish_s=best.predicted.finish_s,
             memory_bytes=number * best.predicted.memory_bytes,
             traffic_bytes_per_step=round(sum(sent[rank] for rank in own)),

@@ -45,9 +45,9 @@ class Workload:
         return -(-self.options.batch_size // self.options.microbatches)
 
     @cached_property
-    def costs(self) -> dict[tuple[str, str, float | None], Costs]:
-        """Those that were worked out already."""
-        return {}
+    def worked_out(self) -> tuple[dict[tuple[str, str], Costs], dict[tuple[str, str, float | None], Costs]]:
+        """Costs that are known already: by node and kind of device, and by hardware class, kind and speed."""
+        return {}, {}
 
     @cached_property
     def links(self) -> Mapping[tuple[str, str], Link]:
@@ -70,10 +70,14 @@ class Costs:
 
 def costs(work: Workload, node: Node, kind: str) -> Costs:
     """Of this job on one device of the node; kind: "cpu", "cuda" or "mps"."""
-    key = (node.hardware_class, kind, speed_of(node, kind))
-    if key not in work.costs:
-        work.costs[key] = _worked_out(work, *key)
-    return work.costs[key]
+    by_node, by_class = work.worked_out
+    found = by_node.get((node.id, kind))
+    if found is None:
+        key = (node.hardware_class, kind, speed_of(node, kind))
+        if key not in by_class:
+            by_class[key] = _worked_out(work, *key)
+        found = by_node[node.id, kind] = by_class[key]
+    return found
 
 
 def _worked_out(work: Workload, hardware_class: str, kind: str, speed: float | None) -> Costs:
@@ -103,8 +107,11 @@ def _estimated_from(work: Workload, speed: float | None) -> str:
 
 def speed_of(node: Node, kind: str) -> float | None:
     """FLOP/s of a core, or of the slowest device of a kind, in steps of 10%; None where it is not calibrated."""
-    found = [c.flop_per_s for c in node.speed if c.device.split(":")[0] == kind and c.flop_per_s > 0]
-    return math.exp(round(math.log(min(found)) / SPEED_STEP) * SPEED_STEP) if found else None
+    slowest = 0.0
+    for found in node.speed:
+        if found.device.startswith(kind) and found.flop_per_s > 0 and (found.flop_per_s < slowest or not slowest):
+            slowest = found.flop_per_s
+    return math.exp(round(math.log(slowest) / SPEED_STEP) * SPEED_STEP) if slowest else None
 
 
 def _times_slower(profile: Profile, speed: float | None) -> float:

@@ -24,27 +24,28 @@ def told(predicted: Prediction) -> str:
 def node_reasons(
     work: Workload, rooms: Sequence[Room], choice: Choice, chosen: Candidate, numbers: Numbers
 ) -> tuple[NodeReason, ...]:
-    """A line for every node, in the order of their names."""
-    mine = {node.id: number for _, node, number in chosen.taken}
+    """A reason for every node, told once for those that are alike."""
     pool = chosen.slots[0].node.hardware_class
-    reasons: dict[str, tuple[str, NodeReason]] = {}
-    left = _why_left(work, rooms, chosen, numbers)
-    others = _best_of_other_classes(choice, pool)
+    left, others = _why_left(work, rooms, chosen, numbers), _best_of_other_classes(choice, pool)
+    mine: dict[str, tuple[Room, int]] = {node.name: (room, number) for room, node, number in chosen.taken}
+    reasons = [
+        NodeReason(nodes=(name,), taken=True, reason=f"takes {number} of {room.now} places; {room.limit}")
+        for name, (room, number) in mine.items()
+    ]
     for at, room in enumerate(rooms):
-        for node in room.nodes:
-            if node.id in mine:
-                text = f"takes {mine[node.id]} of {room.now} places; {room.limit(node)}"
-            elif room.excluded:
-                text = room.excluded
-            elif work.options.reproducible and node.hardware_class != pool:
-                text = f"hardware class {node.hardware_class} computes other bits than {pool}"
-                text += others.get(node.hardware_class, "")
-            elif not room.now:
-                text = f"no place for a worker of {size(room.memory)}: {room.limit(node)}"
-            else:
-                text = f"not needed: {left[at]}"
-            reasons[node.id] = (node.name, NodeReason(node=node.name, taken=node.id in mine, reason=text))
-    return tuple(reason for _, reason in sorted(reasons.values(), key=lambda pair: pair[0]))
+        names = tuple(node.name for node in room.nodes if node.name not in mine)
+        if room.excluded:
+            text = room.excluded
+        elif work.options.reproducible and room.node.hardware_class != pool:
+            name = room.node.hardware_class
+            text = f"hardware class {name} computes other bits than {pool}{others.get(name, '')}"
+        elif not room.now:
+            text = f"no place for a worker of {size(room.memory)}: {room.limit}"
+        else:
+            text = f"not needed: {left[at]}"
+        if names:
+            reasons.append(NodeReason(nodes=names, taken=False, reason=text))
+    return tuple(reasons)
 
 
 def _best_of_other_classes(choice: Choice, pool: str) -> Mapping[str, str]:

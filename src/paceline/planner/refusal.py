@@ -52,7 +52,7 @@ def too_little(work: Workload, rooms: Sequence[Room], needs: str) -> str:
     best = max(usable, key=lambda room: (room.idle, room.node.cores, room.node.memory))
     return (
         f"the job needs {needs}; there is room for {now} now and {idle} on idle nodes. "
-        f"The best node, {best.node.name}, has {best.limit(best.node)}."
+        f"The best node, {best.node.name}, has {best.limit}."
     )
 
 

@@ -56,14 +56,21 @@ class Room:
         """The same when no job runs."""
         return replace(self, now=self.idle)
 
-    def limit(self, node: Node) -> str:
-        """What one of the nodes has, in numbers."""
-        free, most = size(max(0, node.free_memory)), size(node.memory)
+    @property
+    def limit(self) -> str:
+        """What each of the nodes has, in numbers."""
+        node = self.node
+        free, most = (_span([getattr(n, name) for n in self.nodes]) for name in ("free_memory", "memory"))
         text = f"{node.free_cores} of {node.cores} cores free, {free} of {most} memory free"
         if self.kind == "cpu":
             return text
-        fitting = [d.index for d in node.devices if d.kind == self.kind]
-        return f"{text}, {len(set(fitting) & set(node.free_devices))} of {len(fitting)} {self.kind} devices free"
+        fitting = {d.index for d in node.devices if d.kind == self.kind}
+        return f"{text}, {len(fitting & set(node.free_devices))} of {len(fitting)} {self.kind} devices free"
+
+
+def _span(amounts: Sequence[int]) -> str:
+    least, most = size(max(0, min(amounts))), size(max(0, max(amounts)))
+    return least if least == most else f"{least} to {most}"
 
 
 def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:

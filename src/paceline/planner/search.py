@@ -8,10 +8,10 @@ from itertools import accumulate, pairwise
 
 from paceline.plan import Node, Prediction
 from paceline.planner.exchange import UNKNOWN_LINK
-from paceline.planner.predict import Slot, best_shares, predict, predicted_cell_s
-from paceline.planner.profiles import Workload
+from paceline.planner.predict import Slot, crew_of, predict_crew, slowdown
+from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import Room
-from paceline.shares import Share, quickest
+from paceline.shares import Share, quickest, split_by_speed
 
 LOOKED_AT = 4  # nodes of a room whose links are compared; those with measured ones come first
 STARTS = 2
@@ -43,17 +43,17 @@ class Candidate:
 
 
 class Search:
-    """Over nodes that may train together. costly: of two sets, the one within the budget goes first."""
+    """Over nodes that may train together."""
 
     def __init__(self, work: Workload, rooms: Sequence[Room]) -> None:
         self._work = work
-        self._rooms = [room for room in rooms if room.now]
         linked = {end for link in work.known.links for end in link.ends}
+        self._rooms = _undominated(work, [room for room in rooms if room.now], linked)
         self._nodes = [
             [n for n in room.nodes if n.id in linked] + [n for n in room.nodes if n.id not in linked]
             for room in self._rooms
         ]
-        self.most = sum(room.now * len(room.nodes) for room in self._rooms if not room.lone)
+        self.most = sum(room.now * len(room.nodes) for room in rooms if not room.lone)
 
     def by_number(self, least: int, most: int) -> dict[int, Candidate]:
         """The best found, by their number of workers, with a rough split of the grid."""
@@ -71,15 +71,15 @@ class Search:
 
     def exact(self, taken: Taken) -> Candidate:
         """With the split of the grid that would be used."""
-        slots = slots_of(taken)
-        shares = best_shares(self._work, slots)
-        return Candidate(taken, slots, tuple(shares), predict(self._work, slots, shares))
+        crew = crew_of(self._work, slots_of(taken))
+        shares = split_by_speed(self._work.options.microbatches, crew.cell_s)
+        return Candidate(taken, tuple(crew.slots), tuple(shares), predict_crew(self._work, crew, shares))
 
     def _rough(self, taken: Taken) -> Candidate:
-        slots = slots_of(taken)
-        counts = quickest(self._work.options.microbatches, predicted_cell_s(self._work, slots))
+        crew = crew_of(self._work, slots_of(taken))
+        counts = quickest(self._work.options.microbatches, crew.cell_s)
         shares = tuple(pairwise(accumulate(counts, initial=0)))
-        return Candidate(taken, slots, shares, predict(self._work, slots, shares))
+        return Candidate(taken, tuple(crew.slots), shares, predict_crew(self._work, crew, shares))
 
     def _starts(self, least: int, most: int) -> list[Taken]:
         """The node that is best alone, and the one with the most to give."""
@@ -141,6 +141,36 @@ class Search:
         """Bytes/s over the slowest link to any of them."""
         links = (self._work.links.get((min(node.id, name), max(node.id, name)), UNKNOWN_LINK) for name in names)
         return min((link.bytes_per_s for link in links), default=UNKNOWN_LINK.bytes_per_s)
+
+
+def _undominated(work: Workload, rooms: Sequence[Room], linked: set[str]) -> list[Room]:
+    """Without nodes that are worse in all respects than others, of which there are enough for all the microbatches."""
+    plain = {at: linked.isdisjoint(node.id for node in room.nodes) for at, room in enumerate(rooms)} if linked else {}
+    costs_money = work.options.resources.max_cost is not None
+
+    def worth(at: int) -> tuple[float, ...]:
+        room = rooms[at]
+        seconds = costs(work, room.node, room.kind).cell_s * slowdown(work, room.node, room.now)
+        return -seconds, room.now, room.node.cores, -room.node.price if costs_money else 0.0
+
+    worths = [worth(at) for at in range(len(rooms))]
+    enough = [
+        at
+        for at, room in enumerate(rooms)
+        if plain.get(at, True) and not room.lone and room.now * len(room.nodes) >= work.options.microbatches
+    ]
+    enough.sort(key=lambda at: worths[at], reverse=True)
+    front: list[int] = []
+    for at in enough:
+        if not any(all(a >= b for a, b in zip(worths[best], worths[at], strict=True)) for best in front):
+            front.append(at)
+    return [
+        room
+        for at, room in enumerate(rooms)
+        if at in front
+        or not plain.get(at, True)
+        or not any(all(a >= b for a, b in zip(worths[best], worths[at], strict=True)) for best in front)
+    ]
 
 
 def slots_of(taken: Taken) -> tuple[Slot, ...]:
