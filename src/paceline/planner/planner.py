@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from paceline.errors import Unplaceable
 from paceline.measured import Measured
-from paceline.plan import ChosenNode, Node, NodePart, Placement, Plan
+from paceline.plan import ChosenNode, Node, NodePart, Placement, Plan, Waiting
 from paceline.planner import refusal
 from paceline.planner.alternatives import alternatives, faster
 from paceline.planner.choose import Choice
@@ -20,7 +20,7 @@ from paceline.planner.predict import crew_of, sent_by_each
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import node_reasons
 from paceline.planner.request import Request
-from paceline.planner.rooms import Room
+from paceline.planner.rooms import Room, when_idle
 from paceline.planner.search import Candidate
 from paceline.planner.summary import asked_for_too_many, summary
 from paceline.spec import Facts, TrainOptions
@@ -52,6 +52,27 @@ def plan_workers(
     if choice.best is None:
         raise _refused(request, rooms, choice)
     return _plan(request, rooms, choice, choice.best)
+
+
+def plan_or_wait(
+    nodes: Sequence[Node],
+    options: TrainOptions,
+    facts: Facts,
+    queued: int,
+    known: Measured = Measured(),  # noqa: B008 - it is frozen
+) -> Plan:
+    """The plan of a job that would be submitted now; where it has to wait behind so many others, that of the idle cluster.
+
+    Raises Unplaceable where it would be refused.
+    """
+    try:
+        plan = plan_workers(nodes, options, facts, known=known)
+        return plan if not queued else plan.model_copy(update={"waiting": Waiting(place=queued + 1)})
+    except Unplaceable as refused:
+        if not refused.details.get("busy"):
+            raise
+        later = plan_workers(when_idle(nodes), options, facts, known=known)
+        return later.model_copy(update={"waiting": Waiting(place=queued + 1)})
 
 
 def _refused(request: Request, rooms: Sequence[Room], choice: Choice) -> Unplaceable:

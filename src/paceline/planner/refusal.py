@@ -35,7 +35,8 @@ def _why_not(room: Room, begun_on: str) -> str:
 
 
 def needs_of(work: Workload, kind: str, memory: int, workers: int, begun_on: str | None) -> str:
-    needs = f"{workers} worker(s) with {work.options.threads} core(s) and {size(memory)} each on {kind}"
+    needs = f"{workers} worker(s) with {work.options.threads} core(s)"
+    needs += f" and {size(memory)} each on {kind}" if memory else f" each on {kind}"
     return needs + (f", of the hardware class {begun_on} that it began on" if begun_on else "")
 
 

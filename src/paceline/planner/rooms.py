@@ -152,3 +152,17 @@ def _fitting(nodes: tuple[Node, ...], work: Workload, kind: str, need: int, now:
     if kind != "cpu":
         most = min(most, sum(d.kind == kind and (not now or d.index in node.free_devices) for d in node.devices))
     return max(0, most)
+
+
+def when_idle(nodes: Sequence[Node]) -> list[Node]:
+    """The same cluster when no job runs."""
+    return [
+        node.model_copy(
+            update={
+                "free_cores": node.cores,
+                "free_memory": node.memory,
+                "free_devices": tuple(device.index for device in node.devices),
+            }
+        )
+        for node in nodes
+    ]
