@@ -80,10 +80,11 @@ def _known(cell_s: Sequence[float | None]) -> tuple[float, ...]:
 
 def quickest(num_cells: int, cell_s: Sequence[float]) -> list[int]:
     """Cells of each worker in a split of the best time: each cell in turn goes to who would finish it first."""
-    counts = [0] * len(cell_s)
-    ends = [(seconds, at) for at, seconds in enumerate(cell_s)]
+    even = num_cells / sum(1 / seconds for seconds in cell_s) * (1 - ROUNDING)  # whoever ends earlier has his cells
+    counts = [int(even / seconds) for seconds in cell_s]
+    ends = [((count + 1) * seconds, at) for at, (count, seconds) in enumerate(zip(counts, cell_s, strict=True))]
     heapify(ends)
-    for _ in range(num_cells):
+    for _ in range(num_cells - sum(counts)):
         at = ends[0][1]
         counts[at] += 1
         heapreplace(ends, ((counts[at] + 1) * cell_s[at], at))

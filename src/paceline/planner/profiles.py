@@ -19,7 +19,9 @@ DISPATCH_S = {"cpu": 0.0, "cuda": 2e-3, "mps": 4e-3}  # a pass's launches, which
 BUILD_S = 0.5  # a warm worker's setup of a small model
 COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save
 STATE_COPIES = 4
-SPEED_STEP = math.log(1.1)  # speeds count in steps of 10%: a calibration is no better than that
+MOST_FLOP = 1e30  # of a step: what a client sends may be any number
+LEAST_S = 1e-9  # of a microbatch, so that rates are finite
+SPEED_STEP = math.log(1.05)  # speeds count in steps of 5%: a calibration is no better than that
 
 MEASURED, REFINED = 0.15, 0.05  # relative uncertainty of a probe, and of what real training has refined
 OTHER_CLASS, OUTSIDE, ESTIMATED, UNKNOWN = 0.4, 0.5, 1.0, 9.0
@@ -106,19 +108,24 @@ def _estimated_from(work: Workload, speed: float | None) -> str:
 
 
 def speed_of(node: Node, kind: str) -> float | None:
-    """FLOP/s of a core, or of the slowest device of a kind, in steps of 10%; None where it is not calibrated."""
+    """FLOP/s of a core, or of the slowest device of a kind, in steps of 5%; None where it is not calibrated."""
     slowest = 0.0
     for found in node.speed:
         if found.device.startswith(kind) and found.flop_per_s > 0 and (found.flop_per_s < slowest or not slowest):
             slowest = found.flop_per_s
-    return math.exp(round(math.log(slowest) / SPEED_STEP) * SPEED_STEP) if slowest else None
+    return in_steps(slowest) if slowest else None
+
+
+def in_steps(value: float) -> float:
+    """The nearest of the steps in which speeds count."""
+    return math.exp(round(math.log(value) / SPEED_STEP) * SPEED_STEP)
 
 
 def _times_slower(profile: Profile, speed: float | None) -> float:
     """How much longer the profile's times are at this speed; 1 where one of both is not known."""
     if not speed or not profile.flop_per_s:
         return 1.0
-    return math.exp(round(math.log(profile.flop_per_s / speed) / SPEED_STEP) * SPEED_STEP)
+    return in_steps(profile.flop_per_s) / speed
 
 
 def estimated(work: Workload, hardware_class: str, kind: str, speed: float | None) -> tuple[Profile, bool]:
@@ -152,7 +159,7 @@ def step_flop(work: Workload) -> float:
     """A lower bound of a step's work: as counted, or else every parameter once a sample; a backward is two forwards."""
     facts = work.facts
     forward = 2.0 * (facts.parameters or 0) if facts.flop_per_sample is None else facts.flop_per_sample
-    return 3 * forward * work.options.batch_size
+    return min(MOST_FLOP, 3 * forward * work.options.batch_size)
 
 
 def _scaled(work: Workload, profile: Profile, slower: float, uncertainty: float, doubt: str) -> Costs:
@@ -161,7 +168,7 @@ def _scaled(work: Workload, profile: Profile, slower: float, uncertainty: float,
         sizes = [cell.samples for cell in profile.cells]
         outside = f"microbatches of {work.cell_samples} samples, where {_span(sizes)} were measured"
         uncertainty, doubt = uncertainty + OUTSIDE, "; ".join(filter(None, (doubt, outside)))
-    return Costs(profile, seconds * slower, profile.update_s * slower, uncertainty, doubt)
+    return Costs(profile, max(LEAST_S, seconds * slower), profile.update_s * slower, uncertainty, doubt)
 
 
 def _span(sizes: list[int]) -> str:

@@ -115,7 +115,7 @@ class _Memory:
 
 
 def _crowded(work: Workload, node: Node) -> int:
-    """How much others' load slows the workers of a full node down, in steps of 10%."""
+    """How much others' load slows the workers of a full node down, in steps of 5%."""
     if node.load <= node.cores - node.free_cores:
         return 0
     return round(math.log(slowdown(work, node, max(1, node.free_cores // work.options.threads))) / SPEED_STEP)
