@@ -12,7 +12,7 @@ from paceline.planner.choose import Choice, allowed, gains
 from paceline.planner.exchange import UNKNOWN_LINK
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import beside, money, told
-from paceline.planner.search import Candidate, Search
+from paceline.planner.search import Candidate, exact
 
 ALTERNATIVES = 6
 FASTER_LINKS = 10
@@ -59,7 +59,7 @@ def faster(work: Workload, chosen: Candidate, mixed: Candidate | None, at_most: 
             hints.append(f"one more node like {node.name} ({has}): {told(found.predicted)} instead of {now}")
     if len(chosen.taken) > 1:
         quick = replace(work, known=work.known.model_copy(update={"links": _tenfold(work, chosen)}))
-        found = Search(quick, ()).exact(chosen.taken)
+        found = exact(quick, chosen.taken)
         if gains(chosen, found):
             hints.append(f"links of ten times the rate between its nodes: {told(found.predicted)} instead of {now}")
     if mixed is not None and gains(chosen, mixed):
@@ -73,7 +73,7 @@ def faster(work: Workload, chosen: Candidate, mixed: Candidate | None, at_most: 
 def _tenfold(work: Workload, chosen: Candidate) -> tuple[Link, ...]:
     """The links between its nodes, as they are known, at ten times the rate."""
     pairs = combinations(sorted(node.id for _, node, _ in chosen.taken), 2)
-    known = ((pair, work.links.get(pair, UNKNOWN_LINK)) for pair in pairs)
+    known = ((pair, work.links.get(pair[0], {}).get(pair[1], UNKNOWN_LINK)) for pair in pairs)
     return tuple(
         link.model_copy(update={"ends": pair, "bytes_per_s": FASTER_LINKS * link.bytes_per_s}) for pair, link in known
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from paceline.planner.predict import slowdown
 from paceline.planner.profiles import Workload
 from paceline.planner.rooms import Room
-from paceline.planner.search import Candidate, Search, Taken
+from paceline.planner.search import Candidate, Search, Taken, exact
 
 WORTH = 0.02  # of the time: what a further worker has to save, since a prediction knows no better
 FINALISTS = 6
@@ -47,7 +48,7 @@ def choose(work: Workload, pools: Iterable[Sequence[Room]], numbers: Numbers) ->
         compared |= own
         within = [candidate for candidate in own.values() if allowed(work, candidate)]
         if within:
-            best.append(_trimmed(work, pool, within, numbers))
+            best.append(_trimmed(work, within, numbers))
             compared[best[-1].slots] = best[-1]
     by_order = tuple(sorted(compared.values(), key=lambda candidate: candidate.order))
     if numbers.fitting:
@@ -82,7 +83,7 @@ def _compared(work: Workload, rooms: Sequence[Room], numbers: Numbers) -> list[C
         return []
     found = search.by_number(least, min(most, max(fits, 1)))
     finalists = {least, *sorted(found, key=lambda number: found[number].order)[:FINALISTS]}
-    return [search.exact(found[number].taken) for number in sorted(finalists) if number in found]
+    return [exact(work, found[number].taken) for number in sorted(finalists) if number in found]
 
 
 def _fewest(candidates: Sequence[Candidate], fastest: Candidate) -> Candidate:
@@ -99,12 +100,12 @@ def gains(slower: Candidate, faster: Candidate) -> bool:
     return new.step_s < (1 - WORTH) * old.step_s
 
 
-def _trimmed(work: Workload, pool: Sequence[Room], within: Sequence[Candidate], numbers: Numbers) -> Candidate:
+def _trimmed(work: Workload, within: Sequence[Candidate], numbers: Numbers) -> Candidate:
     """The choice, without whoever does not help: never a node, nor a worker, that makes the job slower."""
     fastest = min(within, key=lambda candidate: candidate.order)
-    chosen, search = _fewest(within, fastest), Search(work, pool)
+    chosen = _fewest(within, fastest)
     while numbers.exactly is None and chosen.workers > 1:
-        fewer = [search.exact(taken) for taken in _one_less(work, chosen.taken)]
+        fewer = [exact(work, taken) for taken in _one_less(work, chosen.taken)]
         better = [candidate for candidate in fewer if allowed(work, candidate) and not gains(candidate, fastest)]
         if not better:
             break
@@ -113,10 +114,12 @@ def _trimmed(work: Workload, pool: Sequence[Room], within: Sequence[Candidate], 
 
 
 def _one_less(work: Workload, taken: Taken) -> Iterator[Taken]:
-    """A node less, or a worker less on it; nodes that are alike, and have no measured links, once."""
+    """A node less, or a worker less on it; nodes that are alike, and linked alike, once."""
     seen: set[object] = set()
+    mine = {node.id for _, node, _ in taken}
     for at, (room, node, number) in enumerate(taken):
-        kind = (id(room), number, node.id if work.known.links else "")
+        linked = not mine.isdisjoint(work.links.get(node.id, ()))
+        kind = (id(room), number, slowdown(work, node, number), node.id if linked else "")
         if kind in seen:
             continue
         seen.add(kind)

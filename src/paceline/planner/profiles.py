@@ -52,8 +52,14 @@ class Workload:
         return {}, {}
 
     @cached_property
-    def links(self) -> Mapping[tuple[str, str], Link]:
-        return {link.ends: link for link in self.known.links}
+    def links(self) -> Mapping[str, Mapping[str, Link]]:
+        """The measured ones, by both of their ends."""
+        found: dict[str, dict[str, Link]] = {}
+        for link in self.known.links:
+            one, other = link.ends
+            found.setdefault(one, {})[other] = link
+            found.setdefault(other, {})[one] = link
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from paceline.plan import Node, NodeReason, Prediction
 from paceline.planner.choose import Choice, Numbers, allowed, gains
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import Room
-from paceline.planner.search import Candidate, Search
+from paceline.planner.search import Candidate, exact
 
 TRIED = 24  # kinds of nodes that are each tried beside the chosen ones
 
@@ -97,10 +97,10 @@ def _with_it(work: Workload, room: Room, chosen: Candidate, numbers: Numbers) ->
 
 def beside(work: Workload, chosen: Candidate, room: Room, node: Node, at_most: int) -> Candidate:
     """The chosen workers, and one or all that fit on one node more: what is faster."""
-    search, left = Search(work, ()), max(1, at_most - chosen.workers)
+    left = max(1, at_most - chosen.workers)
     numbers = sorted({1, min(room.now, left)})
     return min(
-        (search.exact((*chosen.taken, (room, node, number))) for number in numbers),
+        (exact(work, (*chosen.taken, (room, node, number))) for number in numbers),
         key=lambda candidate: candidate.order,
     )
 

@@ -162,6 +162,7 @@ def when_idle(nodes: Sequence[Node]) -> list[Node]:
                 "free_cores": node.cores,
                 "free_memory": node.memory,
                 "free_devices": tuple(device.index for device in node.devices),
+                "load": max(0.0, node.load - max(0, node.cores - node.free_cores)),
             }
         )
         for node in nodes
