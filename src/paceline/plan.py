@@ -67,7 +67,7 @@ class Prediction(BaseModel):
     under the last microbatch's backward) + update_s. memory_bytes: of one worker, with the process itself.
     traffic_bytes_per_step: sent by all workers to each other, those on one node too. start_s: until the first step.
     epoch_s, finish_s: with evaluations; finish_s from the start to the stop condition's bound, a metric counts as never
-    reached; None where the number of samples is not known. cost: of that time on all the nodes, None likewise.
+    reached; None where the number of samples is not known. cost: of that time on all the nodes, None likewise. by_time: wall time is what ends it.
     uncertainty: of step_s, relative: 0.1 is "10% more or less". extrapolated: outside of what was measured, or nothing was;
     doubts: why.
     """
@@ -84,10 +84,18 @@ class Prediction(BaseModel):
     start_s: float
     epoch_s: float | None
     finish_s: float | None
+    by_time: bool
     cost: float | None
     uncertainty: float
     extrapolated: bool
     doubts: tuple[str, ...] = ()
+
+    @property
+    def time_s(self) -> float:
+        """What choices are compared by, before step_s: the time to the bound; the same for all that wall time ends."""
+        if self.finish_s is None:
+            return 0.0
+        return round(self.finish_s - self.start_s, 9) if self.by_time else self.finish_s
 
 
 class NodeReason(BaseModel):

@@ -95,7 +95,7 @@ def _refused(request: Request, rooms: Sequence[Room], choice: Choice) -> Unplace
         idle = [room.when_idle() for room in asked.rooms()]
         return asked.choose(idle), idle
 
-    return refusal.countered(work, fact, planned, "add a node with `paceline join`")
+    return refusal.countered(work, fact, planned, refusal.more_nodes(own, begun_on))
 
 
 def _plan(request: Request, rooms: Sequence[Room], choice: Choice, best: Candidate) -> Plan:

@@ -11,7 +11,7 @@ from paceline.plan import Node, Prediction
 from paceline.planner.exchange import UNKNOWN_LINK, Exchange, exchange
 from paceline.planner.profiles import Costs, Workload, costs
 from paceline.shares import Share, num_nodes, split_by_speed
-from paceline.stop import AllOf, AnyOf, MaxTime, StopCondition, step_bound
+from paceline.stop import AllOf, AnyOf, MaxTime, StopCondition, leaves, step_bound
 
 WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
 EXCHANGE_COPIES = 3  # of the gradients, in an exchange: what leaves, what comes, and the sum
@@ -73,7 +73,8 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
     several = len(crew.slots) > 1
     start_s = max([cost.profile.build_s for cost in crew.costs]) + (FORM_S if several else 0.0)
     paced_s = step_s + _evaluation_s(work, crew.cell_s)
-    finish_s = _finish_s(work, start_s, paced_s)
+    trains_s = _bound_s(work.options.stop, work.grid.steps_per_epoch if work.grid else None, paced_s)
+    finish_s = None if trains_s is None else start_s + trains_s
     uncertainty, doubts = _doubts(crew, exchanged, step_s)
     return Prediction(
         step_s=step_s,
@@ -86,6 +87,7 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
         start_s=start_s,
         epoch_s=work.grid.steps_per_epoch * paced_s if work.grid else None,
         finish_s=finish_s,
+        by_time=any(isinstance(leaf, MaxTime) and leaf.seconds == trains_s for leaf in leaves(work.options.stop)),
         cost=_cost(crew.slots, finish_s),
         uncertainty=uncertainty,
         extrapolated=bool(doubts),
@@ -133,11 +135,6 @@ def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
     if not samples or not every:
         return 0.0
     return samples / len(seconds) * max(seconds) / work.cell_samples * FORWARD_PART / every
-
-
-def _finish_s(work: Workload, start_s: float, paced_s: float) -> float | None:
-    bound_s = _bound_s(work.options.stop, work.grid.steps_per_epoch if work.grid else None, paced_s)
-    return None if bound_s is None else start_s + bound_s
 
 
 def _bound_s(stop: StopCondition, steps_per_epoch: int | None, paced_s: float) -> float | None:
