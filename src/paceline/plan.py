@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from paceline.explain import document, explained
 from paceline.measured import Calibration
@@ -106,6 +106,14 @@ class NodeReason(BaseModel):
     nodes: tuple[str, ...]
     taken: bool
     reason: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_node(cls, value: Any) -> Any:
+        """As earlier versions stored it."""
+        if isinstance(value, dict) and "node" in value:
+            return {**value, "nodes": (value["node"],)}
+        return value
 
 
 class NodePart(BaseModel):

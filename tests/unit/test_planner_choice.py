@@ -201,11 +201,13 @@ def test_the_same_nodes_in_another_order_give_the_same_plan(
 def test_a_slow_node_is_left_out_with_the_times_with_and_without_it() -> None:
     plan = planned([quick("fast"), quick("slow", 0.01)], links=(link("fast", "slow"),))
     assert [worker.node_name for worker in plan.workers] == ["fast"]
-    assert re.fullmatch(
-        r"not needed: with it the job would take 36\.\d s \(3\d\d ms a step\), "
-        r"without it 16\.7 s \(162 ms a step\): longer",
+    times = re.fullmatch(
+        r"not needed: with it the job would take ([\d.]+) s \(\d+ ms a step\), "
+        r"without it ([\d.]+) s \(162 ms a step\): longer",
         why(plan, "slow"),
     )
+    assert times is not None
+    assert float(times[1]) > float(times[2]) == 16.7
 
 
 def test_unequal_nodes_share_the_batch_by_speed() -> None:
@@ -317,7 +319,10 @@ def test_a_job_that_must_wait_is_planned_for_the_idle_cluster_with_its_place() -
 
 def test_a_plan_of_an_earlier_version_without_predictions_is_still_shown() -> None:
     plan = planned([node("a", cores=2)])
-    old = Plan.model_validate({k: v for k, v in plan.model_dump(mode="json").items() if k not in ("predicted", "nodes")})
+    stored = {k: v for k, v in plan.model_dump(mode="json").items() if k not in ("predicted", "nodes")}
+    stored["reasons"] = [{"node": "a", "taken": True, "reason": "takes 2 of 2 places"}]
+    old = Plan.model_validate(stored)
+    assert old.reasons[0].nodes == ("a",)
     assert "a" in old.explain()
     assert old.document()["chosen"]["predicted"] is None
 

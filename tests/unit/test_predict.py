@@ -129,7 +129,7 @@ def test_an_exchange_moves_what_the_reduction_sends(workers: int) -> None:
     slice_bytes = 4 * MIB / workers
     all_to_all = sum(n * slice_bytes * (workers - 1) for n in tree_nodes)
     ring = workers * (workers - 1) * slice_bytes
-    found = exchange([node("a", cores=8)] * workers, tree_nodes, 4 * MIB, 1, {})
+    found = exchange([node("a", cores=8)] * workers, tree_nodes, 4 * MIB, 1, {}, {})
     assert found.bytes == pytest.approx(all_to_all + ring)
     ring_all_reduce = 2 * (workers - 1) * 4 * MIB
     assert found.bytes == pytest.approx((sum(tree_nodes) / workers + 1) / 2 * ring_all_reduce)

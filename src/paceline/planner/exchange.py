@@ -49,10 +49,11 @@ def exchange(
     gradient_bytes: int,
     threads: int,
     links: Mapping[str, Mapping[str, Link]],
+    pace: Mapping[str, float],
 ) -> Exchange:
     """hosts: each worker's, in rank order. tree_nodes: partial sums that each of them sends. threads: of each worker.
 
-    links: the measured ones, by both of their ends.
+    links: the measured ones, by both of their ends. pace: how many times slower than usual a host's cores are.
     """
     world = len(hosts)
     if world == 1:
@@ -67,7 +68,7 @@ def exchange(
     sums_cpu_s = ring_cpu_s = 0.0
     busy = False
     for name, mine in workers.items():
-        cores = max(1, min(by_id[name].cores, mine * threads))
+        cores = max(1, min(by_id[name].cores, mine * threads)) / pace.get(name, 1.0)
         handled = nodes[name] * (world - 1) + mine * total - nodes[name]
         sums_cpu_s = max(sums_cpu_s, handled * part * CPU_S_PER_BYTE / cores)
         ring_cpu_s = max(ring_cpu_s, 2 * mine * (world - 1) * part * CPU_S_PER_BYTE / cores)
@@ -77,8 +78,9 @@ def exchange(
     ring_s = max((world - 1) * part / ways.slowest, ring_cpu_s)
     hops = math.ceil(buckets / SUMS_AT_ONCE) * world + world - 1  # in turn, with the ring that gathers the losses
     early_s = (sums_s - sums_cpu_s if busy else sums_s) * (buckets - 1) / buckets  # a busy core can't do both
+    collectives_s = (2 * buckets + 1) * COLLECTIVE_S * max([pace.get(name, 1.0) for name in workers])
     return Exchange(
-        seconds=sums_s + ring_s + hops * ways.latency_s + (2 * buckets + 1) * COLLECTIVE_S,
+        seconds=sums_s + ring_s + hops * ways.latency_s + collectives_s,
         early_s=early_s,
         sent=tuple([(world - 1) * part * (number + 1) for number in tree_nodes]),
         unknown=ways.unknown,

@@ -36,11 +36,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers in rank order with their costs. cell_s: each one's seconds for a microbatch beside the others of its node."""
+    """Workers in rank order with their costs. cell_s: each one's seconds for a microbatch beside the others of its node.
+
+    update_s: the longest of them. timed: cell_s is as training has shown it.
+    """
 
     slots: Sequence[Slot]
     costs: Sequence[Costs]
     cell_s: Sequence[float]
+    update_s: float
     timed: bool = False
 
 
@@ -48,7 +52,9 @@ def crew_of(work: Workload, slots: Sequence[Slot]) -> Crew:
     each = [costs(work, slot.node, slot.kind) for slot in slots]
     crowd = Counter([slot.node.id for slot in slots])
     slower = {slot.node.id: slowdown(work, slot.node, crowd[slot.node.id]) for slot in slots}
-    return Crew(slots, each, [cost.cell_s * slower[slot.node.id] for slot, cost in zip(slots, each, strict=True)])
+    paces = [slower[slot.node.id] for slot in slots]
+    update_s = max([cost.update_s * pace for cost, pace in zip(each, paces, strict=True)])
+    return Crew(slots, each, [cost.cell_s * pace for cost, pace in zip(each, paces, strict=True)], update_s)
 
 
 def predict(
@@ -68,8 +74,7 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
     taking_part = [(end - first, s) for (first, end), s in zip(shares, crew.cell_s, strict=True) if end > first]
     compute_s = max([cells * s for cells, s in taking_part])
     hidden_s = min(exchanged.early_s, BACKWARD_PART * min([s for _, s in taking_part]))
-    update_s = max([cost.update_s for cost in crew.costs])
-    step_s = compute_s + exchanged.seconds - hidden_s + update_s
+    step_s = compute_s + exchanged.seconds - hidden_s + crew.update_s
     several = len(crew.slots) > 1
     start_s = max([cost.profile.build_s for cost in crew.costs]) + (FORM_S if several else 0.0)
     paced_s = step_s + _evaluation_s(work, crew.cell_s)
@@ -81,7 +86,7 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
         compute_s=compute_s,
         exchange_s=exchanged.seconds,
         hidden_s=hidden_s,
-        update_s=update_s,
+        update_s=crew.update_s,
         memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in {id(c): c for c in crew.costs}.values()]),
         traffic_bytes_per_step=round(exchanged.bytes),
         start_s=start_s,
@@ -125,7 +130,9 @@ def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
     cells = work.options.microbatches
     gradient_bytes = max([cost.profile.exchange_bytes for cost in crew.costs])
     tree_nodes = [num_nodes(share, cells) for share in shares]
-    return exchange([slot.node for slot in crew.slots], tree_nodes, gradient_bytes, work.options.threads, work.links)
+    pace = {slot.node.id: cost.pace for slot, cost in zip(crew.slots, crew.costs, strict=True)}
+    hosts = [slot.node for slot in crew.slots]
+    return exchange(hosts, tree_nodes, gradient_bytes, work.options.threads, work.links, pace)
 
 
 def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
