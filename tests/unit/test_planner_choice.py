@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.measured import Calibration, CellTime, Link, Measured, Profile
-from paceline.plan import Node, Plan, Prediction
+from paceline.plan import Device, Node, Plan, Prediction, Waiting
 from paceline.planner.growth import one_more
 from paceline.planner.planner import plan_or_wait, plan_workers
 from paceline.planner.predict import Slot, best_shares, predict
@@ -241,6 +241,14 @@ def test_a_job_that_only_time_ends_gets_the_quickest_steps() -> None:
     assert len(planned([node("a", cores=4)], asked(stop=pl.MaxTime(60))).workers) == 4
 
 
+def test_a_model_that_was_measured_to_be_quicker_on_a_processor_leaves_the_accelerator_alone() -> None:
+    gpu = quick("gpu", devices=(Device(kind="cuda"),), free_devices=(0,))
+    small = (profile(cell_s=0.001), profile(cell_s=0.003, device="cuda"))
+    large = (profile(cell_s=0.1), profile(cell_s=0.003, device="cuda"))
+    devices = [plan_workers([gpu], asked(), FACTS, known=Measured(profiles=p)).workers[0].device for p in (small, large)]
+    assert devices == ["cpu", "cuda:0"]
+
+
 # ---- limits ----
 
 
@@ -308,13 +316,14 @@ def test_the_document_has_the_decision_the_alternatives_and_a_reason_for_each_no
 
 def test_a_job_that_must_wait_is_planned_for_the_idle_cluster_with_its_place() -> None:
     busy = [node("a", free_cores=0)]
-    plan = plan_or_wait(busy, asked(), FACTS, queued=2)
+    plan = plan_or_wait(busy, asked(), FACTS, Waiting(place=3, expected_start_s=90.0))
     assert plan.waiting is not None
     assert (plan.waiting.place, plan.document()["decision"]["answer"]) == (3, "queued")
-    assert "queued: place 3" in plan.explain()
-    assert plan_or_wait(when_idle(busy), asked(), FACTS, queued=0).waiting is None
+    assert "queued: place 3, to start in about 90 s" in plan.explain()
+    assert plan_or_wait(when_idle(busy), asked(), FACTS, Waiting(place=1)).waiting is None
+    assert plan_or_wait(when_idle(busy), asked(), FACTS, Waiting(place=2)).waiting == Waiting(place=2)
     with pytest.raises(pl.Unplaceable):
-        plan_or_wait(busy, asked(threads=9), FACTS, queued=2)
+        plan_or_wait(busy, asked(threads=9), FACTS, Waiting(place=2))
 
 
 def test_a_plan_of_an_earlier_version_without_predictions_is_still_shown() -> None:
