@@ -222,6 +222,11 @@ def test_a_node_behind_a_narrow_link_is_left_out_and_a_near_one_taken() -> None:
     assert "with it the job would take" in why(plan, "far")
 
 
+def test_nodes_that_can_not_reach_each_other_do_not_train_together() -> None:
+    plan = planned([quick("a"), quick("b")], links=(link("a", "b", 0.0),), cell_s=10.0)
+    assert len(plan.workers) == 1
+
+
 def test_what_would_be_faster_is_told_in_numbers() -> None:
     nodes = [quick("a"), quick("b"), quick("old", hardware_class="cpu:OLD")]
     hints = planned(nodes, links=(link("a", "b", 2e8), link("a", "old", 2e8), link("b", "old", 2e8)), cell_s=0.1).faster

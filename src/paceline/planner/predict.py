@@ -120,8 +120,7 @@ def worker_bytes(work: Workload, cost: Costs, workers: int) -> int:
 
 def slowdown(work: Workload, node: Node, workers: int) -> float:
     """How much longer each of so many workers takes than one alone on an idle node."""
-    others = max(0.0, node.load - max(0, node.cores - node.free_cores))  # load that is no job's of this master
-    return max(1.0, (workers * work.options.threads + others) / max(1, node.cores))
+    return max(1.0, (workers * work.options.threads + node.load) / max(1, node.cores))
 
 
 def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
