@@ -35,7 +35,8 @@ from paceline.master.states import (
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more, plan_workers
+from paceline.planner.growth import one_more
+from paceline.planner.planner import plan_workers
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
@@ -96,7 +97,7 @@ class Controller:
         return row
 
     def check_placeable(self, submission: Submission) -> None:
-        """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
+        """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
         try:
             plan_workers(self._cluster.nodes(), submission.options, submission.facts)
         except Unplaceable as refusal:
@@ -269,14 +270,16 @@ class Controller:
     async def _recruit(self, job: Job) -> None:
         assert isinstance(job.state, Running)
         try:
-            place = one_more(self._cluster.nodes(), job.state.plan, job.submission.options, job.submission.facts)
+            options, facts = job.submission.options, job.submission.facts
+            place = one_more(self._cluster.nodes(), job.state.plan, options, facts, wish=job.wish)
         except Unplaceable:
             return
         await self._handle(job.id, Recruited(job.attempt, place))
 
     def _plan(self, job: Job) -> Plan:
-        submission = job.submission
-        return plan_workers(self._cluster.nodes(), submission.options, submission.facts, job.wish, job.hardware_class)
+        facts = job.submission.facts
+        options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
+        return plan_workers(self._cluster.nodes(), options, facts, job.wish, job.hardware_class)
 
     async def _start_waiting(self) -> bool:
         """Whether no job waits for room; the first that must holds back those behind it."""
