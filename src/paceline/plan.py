@@ -23,7 +23,9 @@ class Device(BaseModel):
 class Node(BaseModel):
     """One machine as its agent describes it. free_* is what no job of this master holds.
 
-    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of each device.
+    load: of the cores, so many cores' worth of time goes to others than this master's workers, lately.
+    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of one core
+    ("cpu") and of each device ("cuda:0", "mps").
     price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing.
     """
 

@@ -15,6 +15,7 @@ from paceline.client.embedded import EmbeddedMaster, embed
 from paceline.client.job import Job
 from paceline.client.submission import Packed, prepare
 from paceline.errors import InvalidSpec
+from paceline.measured import Link
 from paceline.plan import Node, Plan
 from paceline.spec import TrainSpec
 from paceline.tls import trusting
@@ -101,6 +102,13 @@ class Client:
     def nodes(self) -> list[Node]:
         """The cluster's nodes."""
         return [Node.model_validate(node) for node in self.get("/nodes")]
+
+    def links(self, measure: bool = False) -> list[Link]:
+        """The ways between nodes, as far as they were measured. measure: first measure, for at most half a minute,
+        those that are unknown or old; on a large cluster, what is left is measured by the next call.
+        """
+        found = self.post("/links") if measure else self.get("/links")
+        return [Link.model_validate(link) for link in found]
 
     def drain(self, node: str) -> None:
         """Give a node back: its workers leave at the next round, as soon as others can go on."""

@@ -2,7 +2,8 @@
 
 It has run no op, touched no device and started no thread, so a fork of it is as good as a fresh process, and 50 times
 faster. Requests come as JSON lines on stdin; `{"forked": …}` and `{"exited": …}` go out on stdout. It runs no user
-code itself. At the end of stdin, with its agent gone, it ends its workers and itself.
+code itself. At the end of stdin, with its agent gone, it ends its workers and itself. A fork of it also measures the
+node's speed, and says `{"flop_per_s": …}`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import torch.utils.data  # noqa: F401
 
 import paceline.training.worker
 from paceline.engine.warm import kill_worker
-from paceline.training import dynamo
+from paceline.training import calibration, dynamo
 from paceline.training.channel import WorkerEnv
+
+CALIBRATION_BOUND_S = 60  # a device whose driver hangs, or another agent that measures and never ends
 
 
 class ForkServer:
@@ -66,11 +69,11 @@ class ForkServer:
             return
         pid = os.fork()
         if pid == 0:
-            self._become_worker(WorkerEnv.model_validate(request["env"]))
+            self._become(request)
         self._keys[pid] = request["key"]
         self._answer({"forked": request["key"], "pid": pid})
 
-    def _become_worker(self, env: WorkerEnv) -> NoReturn:
+    def _become(self, request: dict[str, Any]) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -80,19 +83,12 @@ class ForkServer:
             selector.close()
             os.close(wake_read)
             os.close(wake_write)
-            self._out.close()
-            null, log = (
-                os.open(os.devnull, os.O_RDONLY),
-                os.open(env.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            )
+            null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-            if env.device.startswith("cuda:"):
-                os.environ["CUDA_VISIBLE_DEVICES"] = env.device.removeprefix("cuda:")
-            paceline.training.worker.main(env)
+            if "calibrate" in request:
+                self._calibrate(request["calibrate"])
+            else:
+                self._work(WorkerEnv.model_validate(request["env"]))
             status = 0
         except BaseException:  # noqa: BLE001 - a fork must not return into the server
             import traceback
@@ -102,6 +98,21 @@ class ForkServer:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+    def _work(self, env: WorkerEnv) -> None:
+        self._out.close()
+        log = os.open(env.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        _see_only(env.device)
+        paceline.training.worker.main(env)
+
+    def _calibrate(self, device: str) -> None:
+        signal.alarm(CALIBRATION_BOUND_S)
+        _see_only(device)
+        self._answer({"flop_per_s": calibration.measure(device.split(":")[0])})
 
     def _reap(self) -> None:
         while self._keys:
@@ -117,6 +128,11 @@ class ForkServer:
 
     def _answer(self, answer: dict[str, Any]) -> None:
         self._out.write(json.dumps(answer) + "\n")
+
+
+def _see_only(device: str) -> None:
+    if device.startswith("cuda:"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
 
 
 def _kill_loaders(pid: int) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from paceline.master.context import The, allow
+from paceline.measured import Link
 from paceline.plan import Node
 from paceline.spec import Versions
+
+MEASURE_WITHIN_S = 30.0
 
 router = APIRouter(tags=["cluster"])
 
@@ -27,3 +30,16 @@ async def drain(master: The, node_id: str) -> None:
 async def nodes(master: The) -> list[Node]:
     """The cluster's nodes, with what is free."""
     return master.cluster.nodes()
+
+
+@router.get("/links", dependencies=[allow("client")])
+async def links(master: The) -> tuple[Link, ...]:
+    """The ways between nodes, as far as they were measured."""
+    return master.controller.links.measured()
+
+
+@router.post("/links", dependencies=[allow("client")])
+async def measure_links(master: The) -> tuple[Link, ...]:
+    """Measure what is unknown or old, for some seconds; then all that were measured."""
+    await master.controller.links.ensure([node.id for node in master.cluster.nodes()], MEASURE_WITHIN_S)
+    return master.controller.links.measured()
