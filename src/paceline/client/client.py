@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -103,11 +104,12 @@ class Client:
         """The cluster's nodes."""
         return [Node.model_validate(node) for node in self.get("/nodes")]
 
-    def links(self, measure: bool = False) -> list[Link]:
+    def links(self, measure: bool | Sequence[str] = False) -> list[Link]:
         """The ways between nodes, as far as they were measured. measure: first measure, for at most half a minute,
-        those that are unknown or old; on a large cluster, what is left is measured by the next call.
+        those that are unknown or old: between these nodes, or all. What is left then is for the next call.
         """
-        found = self.post("/links") if measure else self.get("/links")
+        nodes = None if isinstance(measure, bool) else list(measure)
+        found = self.post("/links", json={"nodes": nodes}) if measure else self.get("/links")
         return [Link.model_validate(link) for link in found]
 
     def drain(self, node: str) -> None:

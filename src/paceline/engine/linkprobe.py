@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 import statistics
@@ -116,7 +117,7 @@ async def _connected(host: str, port: int) -> socket.socket:
             await asyncio.get_running_loop().sock_connect(peer, (host, port))
     except OSError as error:  # a TimeoutError is one, and says nothing
         peer.close()
-        reason = error.strerror or f"no answer within {CONNECT_WITHIN_S:.0f} s"
+        reason = os.strerror(error.errno) if error.errno else f"no answer within {CONNECT_WITHIN_S:.0f} s"
         raise ConnectionError(f"{host}:{port}: {reason}") from error
     return peer
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 
 from paceline.master.context import The, allow
 from paceline.measured import Link
@@ -39,7 +41,8 @@ async def links(master: The) -> tuple[Link, ...]:
 
 
 @router.post("/links", dependencies=[allow("client")])
-async def measure_links(master: The) -> tuple[Link, ...]:
-    """Measure what is unknown or old, for some seconds; then all that were measured."""
-    await master.controller.links.ensure([node.id for node in master.cluster.nodes()], MEASURE_WITHIN_S)
+async def measure_links(master: The, nodes: Annotated[list[str] | None, Body(embed=True)] = None) -> tuple[Link, ...]:
+    """Measure what is unknown or old between these nodes, or all, for some seconds; then all that were measured."""
+    wanted = [node.id for node in master.cluster.nodes()] if nodes is None else nodes
+    await master.controller.links.ensure(wanted, MEASURE_WITHIN_S)
     return master.controller.links.measured()
