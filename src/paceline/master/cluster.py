@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -110,34 +111,14 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """The planner's view, by name."""
-        by_workers: dict[str, float] = {}
+        held: defaultdict[str, list[WorkerLink]] = defaultdict(list)
+        for worker in self.workers.values():
+            held[worker.placement.node_id].append(worker)
+        by_workers: defaultdict[str, float] = defaultdict(float)
         for link in self._nodes.values():
-            by_workers[link.machine] = by_workers.get(link.machine, 0.0) + link.worker_cores
-        views = (self._view(link, _load(link, by_workers[link.machine])) for link in self._nodes.values())
+            by_workers[link.machine] += link.worker_cores
+        views = (_view(link, held[link.id], by_workers[link.machine]) for link in self._nodes.values())
         return sorted(views, key=lambda node: node.name)
-
-    def _view(self, link: NodeLink, load: float) -> Node:
-        held = [worker for worker in self.workers.values() if worker.placement.node_id == link.id]
-        taken = {worker.placement.device for worker in held}
-        hello = link.hello
-        return Node(
-            id=link.id,
-            name=link.id,
-            address=hello.address,
-            is_master=hello.is_master,
-            hardware_class=hello.hardware_class,
-            cores=hello.cores,
-            memory=hello.memory,
-            devices=hello.devices,
-            free_cores=0 if link.draining or link.quarantined else hello.cores - sum(worker.threads for worker in held),
-            free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
-            free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
-            load=load,
-            draining=link.draining,
-            quarantined=link.quarantined,
-            speed=link.speed,
-            price=hello.price,
-        )
 
     def start(
         self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int
@@ -185,6 +166,30 @@ class Cluster:
     def opens(self, secret: str) -> bool:
         """Whether the secret belongs to a worker that is alive."""
         return any(secrets.compare_digest(worker.secret, secret) for worker in self.workers.values())
+
+
+def _view(link: NodeLink, held: list[WorkerLink], by_workers: float) -> Node:
+    """held: the node's workers. by_workers: as in `_load`."""
+    taken = {worker.placement.device for worker in held}
+    hello = link.hello
+    return Node(
+        id=link.id,
+        name=link.id,
+        address=hello.address,
+        is_master=hello.is_master,
+        hardware_class=hello.hardware_class,
+        cores=hello.cores,
+        memory=hello.memory,
+        devices=hello.devices,
+        free_cores=0 if link.draining or link.quarantined else hello.cores - sum(worker.threads for worker in held),
+        free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
+        free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
+        load=_load(link, by_workers),
+        draining=link.draining,
+        quarantined=link.quarantined,
+        speed=link.speed,
+        price=hello.price,
+    )
 
 
 def _load(link: NodeLink, by_workers: float) -> float:

@@ -7,7 +7,7 @@ measured. Measuring all pairs of n nodes would take n(n-1)/2 bursts; this takes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations, starmap
 
 from paceline.measured import Link
 
@@ -31,17 +31,20 @@ def next_pair(nodes: Sequence[str], links: Mapping[Pair, Link]) -> Pair | None:
     alike they make a chain, which a few slow nodes can't slow down whole, as one in the middle of a star would. Those
     that nobody has outdone may still all have had a slow partner, and are measured with each other.
     """
-    among = {ends: link for ends, link in links.items() if set(ends) <= set(nodes)}
+    place = {node: number for number, node in enumerate(nodes)}
+    among = {ends: link for ends, link in links.items() if all(end in place for end in ends)}
     if len(nodes) < 2 or len(among) >= MOST_PER_NODE * len(nodes):
         return None
     best = _best(among.values())
     if not best:
         return pair(nodes[0], nodes[1])
-    fastest = _fastest(nodes, best)
-    unknown = [node for node in nodes if node != fastest and not _outdone(node, best, among)]
-    unknown.sort(key=best.__contains__)
-    pairs = [*(pair(node, fastest) for node in unknown), *(pair(*two) for two in combinations(unknown, 2))]
-    return next((ends for ends in pairs if ends not in among), None)
+    outdone = _outdone(best, among)
+    most = max(link.bytes_per_s for link in best.values())
+    alike = [node for node in best if best[node].bytes_per_s * ALIKE >= most]
+    fastest = max(alike, key=lambda node: (best[node].at, place[node]))
+    open_ones = sorted((node for node in nodes if node != fastest and node not in outdone), key=best.__contains__)
+    pairs = chain(((node, fastest) for node in open_ones), combinations(open_ones, 2))
+    return next((ends for ends in starmap(pair, pairs) if ends not in among), None)
 
 
 def estimates(nodes: Iterable[str], links: Mapping[Pair, Link]) -> list[Link]:
@@ -73,15 +76,7 @@ def _best(links: Iterable[Link]) -> dict[str, Link]:
     return best
 
 
-def _fastest(nodes: Sequence[str], best: Mapping[str, Link]) -> str:
-    most = max(link.bytes_per_s for link in best.values())
-    alike = [node for node in nodes if node in best and best[node].bytes_per_s * ALIKE >= most]
-    return max(alike, key=lambda node: (best[node].at, nodes.index(node)))
-
-
-def _outdone(node: str, best: Mapping[str, Link], among: Mapping[Pair, Link]) -> bool:
-    """Whether a partner of the node has shown to be faster than with it: the node is what limits their link."""
-    if node not in best:
-        return False
-    partners = {end for ends in among if node in ends for end in ends if end != node}
-    return any(best[other].bytes_per_s > best[node].bytes_per_s * ALIKE for other in partners)
+def _outdone(best: Mapping[str, Link], among: Mapping[Pair, Link]) -> set[str]:
+    """Nodes of which a partner has shown to be faster than with them: they are what limits their link."""
+    both_ways = [*among, *((other, one) for one, other in among)]
+    return {one for one, other in both_ways if best[other].bytes_per_s > best[one].bytes_per_s * ALIKE}
