@@ -441,7 +441,15 @@ class LogLines(Message):
 
 
 FromAgent = Annotated[
-    AgentHello | Load | WorkerStarted | WorkerExited | LogLines | Calibrated | ProbeListening | LinkProbed | ProbeFailed,
+    AgentHello
+    | Load
+    | WorkerStarted
+    | WorkerExited
+    | LogLines
+    | Calibrated
+    | ProbeListening
+    | LinkProbed
+    | ProbeFailed,
     Field(discriminator="kind"),
 ]
 

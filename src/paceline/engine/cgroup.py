@@ -39,7 +39,8 @@ def _mounts() -> dict[str, Path]:
     """Where each controller of version 1 is mounted, and version 2 as ""."""
     rows = [line.split() for line in _lines(PROC / "self" / "mounts")]
     found = {option: Path(row[1]) for row in rows if row[2] == "cgroup" for option in row[3].split(",")}
-    return found | {"": Path(row[1]) for row in rows if row[2] == "cgroup2"}
+    found.update(("", Path(row[1])) for row in rows if row[2] == "cgroup2")
+    return found
 
 
 def _quota(folder: Path) -> float | None:

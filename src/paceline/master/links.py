@@ -115,9 +115,7 @@ class Links:
         try:
             heard = await self._asked(listener, ListenForProbe(probe=f"{probe}.listen", secret=secret))
             if isinstance(heard, ProbeListening):
-                dial = ProbeLink(
-                    probe=f"{probe}.dial", host=listener.hello.address, port=heard.port, secret=secret
-                )
+                dial = ProbeLink(probe=f"{probe}.dial", host=listener.hello.address, port=heard.port, secret=secret)
                 heard = await self._asked(prober, dial)
         except TimeoutError:
             return f"no answer from an agent within {ANSWER_WITHIN_S:.0f} s"

@@ -30,7 +30,7 @@ BOUND_S = 60  # then the process ends, lest a driver that hangs keep other agent
 
 @dataclass(frozen=True)
 class Mix:
-    """Two linear layers of `width` on `batch` rows; two 3x3 convolutions of `channels` on `images` of `side` squared."""
+    """Two linear layers of `width` on `batch` rows, two 3x3 convolutions of `channels` on `images` of a `side`."""
 
     batch: int
     width: int
