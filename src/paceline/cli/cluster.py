@@ -120,8 +120,8 @@ def nodes(
         found = client.nodes()
     columns = ("node", "cores free", "memory free", "devices free", "load", "speed", "price", "address")
     document = [node.model_dump(mode="json") | {"links": _links_of(node, links)} for node in found]
-    texts = [rows(columns, map(_line, found)), "", *_hardware_classes(found)]
-    show(json, document, *texts, *(_links(links) if links else []))
+    table = rows(columns, map(_line, found))
+    show(json, document, table, "", *_hardware_classes(found), *(_links(links) if links else []))
 
 
 def drain(
