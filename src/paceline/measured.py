@@ -19,9 +19,10 @@ class Calibration(BaseModel):
 
 
 class Link(BaseModel):
-    """The way from one node to another, as a small burst measured it. ends: their ids, sorted: both ways are one.
+    """The way from one node to another, as a small burst measured it. ends: their ids, sorted: both ways count alike.
 
-    latency_s: one way. bytes_per_s: of one connection, in the slower direction; 0 where they can't reach each other.
+    latency_s: one way. bytes_per_s: of one connection, in the slower direction; 0 where the nodes can't reach each
+    other, and `failure` says why.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,6 +31,7 @@ class Link(BaseModel):
     latency_s: float
     bytes_per_s: float
     at: float
+    failure: str | None = None
 
 
 class CellTime(BaseModel):
