@@ -84,11 +84,11 @@ def measure(kind: str, quota: float) -> float:
     with _turn():
         _window(step, WARM_UP_S)
         began, idle = time.perf_counter(), psutil.cpu_times().idle
-        by_clock, by_processor = zip(*(_window(step, WINDOW_S) for _ in range(WINDOWS)), strict=True)
+        windows = [_window(step, WINDOW_S) for _ in range(WINDOWS)]
         idle_cores = (psutil.cpu_times().idle - idle) / (time.perf_counter() - began)
     if kind == "cpu" and idle_cores < CROWDED_CORES:
-        return max(by_processor) * min(1.0, quota)
-    return max(by_clock)
+        return max(by_processor for _, by_processor in windows) * min(1.0, quota)
+    return max(by_clock for by_clock, _ in windows)
 
 
 def _window(step: Step, seconds: float) -> tuple[float, float]:
