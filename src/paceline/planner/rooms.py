@@ -157,7 +157,7 @@ def _fitting(nodes: tuple[Node, ...], work: Workload, kind: str, need: int, now:
     node = nodes[0]
     reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
     kept_back = MASTER_BYTES if node.is_master else 0
-    memory = min(map(attrgetter("free_memory" if now else "memory"), nodes)) - kept_back
+    memory: int = min(map(attrgetter("free_memory" if now else "memory"), nodes)) - kept_back
     cores = (node.free_cores if now else node.cores) - reserved
     most = min(cores // work.options.threads, memory // need)
     if kind != "cpu":
