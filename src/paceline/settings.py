@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from paceline.errors import invalid_spec
 
@@ -38,7 +38,7 @@ class MasterSettings(BaseModel):
 
     agents, cores: nodes that the local engine emulates, and the cores of each. ray_address: of a running Ray cluster,
     None to start one here. tls_ca: what clients verify the certificate with. quotas, shares: by user, "*" for all who
-    are not named; a share is 1 unless given. parent_pipe: end when stdin does.
+    are not named; a share is 1 unless given. min_run_s: no job is preempted before. parent_pipe: end when stdin does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +56,7 @@ class MasterSettings(BaseModel):
     tls_ca: Path | None = None
     quotas: dict[str, Quota] = {}
     shares: dict[str, PositiveFloat] = {}
+    min_run_s: NonNegativeFloat = 60.0
     parent_pipe: bool = False
     log_level: LogLevel = "info"
 

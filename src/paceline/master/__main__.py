@@ -135,7 +135,8 @@ async def _serve(
     from paceline.planner.queue import Policy
 
     configure_log(settings.log_level)
-    master = open_master(settings.folder, Policy(quotas=settings.quotas, shares=settings.shares))
+    policy = Policy(quotas=settings.quotas, shares=settings.shares, min_run_s=settings.min_run_s)
+    master = open_master(settings.folder, policy)
     master.store.revoke_tokens(ADMIN)  # a new tokens.json takes the place of the former
     for role, token in (("admin", held["client"]), ("node", held["node"])):
         master.store.add_token(token, role, time.time())

@@ -85,8 +85,9 @@ def fall_back(job: Job, reason: str, now: float) -> Outcome:
 def rejoin_queue(job: Job, reason: str) -> Outcome:
     """Back to the last checkpoint, and to the queue."""
     training = job.checkpoint.training if job.checkpoint else Training()
+    undone: list[Command] = [RollBack(training.step)] if training.step < job.training.step else []
     job = replace(job, training=training, state=Waiting(reason))
-    return job, [RollBack(training.step), state_record(job), Enqueue()]
+    return job, [*undone, state_record(job), Enqueue()]
 
 
 def _stop_clock(job: Job, now: float) -> Job:

@@ -76,7 +76,7 @@ class CommitRow(Base):
 
 
 class TokenRow(Base):
-    """An access token, by its sha256. role: "admin", who is a client too, "client" or "node". user: whom it stands for."""
+    """An access token, by its sha256. role: "admin" (a client, too), "client" or "node". user: whom it stands for."""
 
     __tablename__ = "tokens"
 

@@ -31,9 +31,9 @@ EVERYBODY = "*"
 @dataclass(frozen=True)
 class Policy:
     """aging_s: who waits so long gains one priority. share_weight: how many priorities a user loses by having had
-    everything, where what was used a half-life ago counts half. min_run_s: a job that has run less is not asked to leave, and nobody is for one that starts so soon
-    anyhow. quotas, shares: by user, `"*"` for all who are not named; a share is 1 unless given. tried: how many jobs a
-    pass looks at; reserved: how many of them get a reservation.
+    everything, where what was had a half-life ago counts half. min_run_s: a job that has run less is not asked to leave,
+    and nobody is for one that starts so soon anyhow. quotas, shares: by user, `"*"` for all who are not named; a share is
+    1 unless given. tried: how many jobs a pass looks at; reserved: how many of them get a reservation.
     """
 
     aging_s: float = 600.0
@@ -272,8 +272,8 @@ class _Pass:
         """Ask the cheapest jobs of lower priority to leave, where that helps; the reservation after it."""
         victims = self._victims(job)
         for victim in victims:
-            costs = f"it has priority {victim.priority}, ran {victim.ran_s:.0f} s and holds {cores_of(victim.holds)} cores"
-            reason = f"preempted by {job.id} of priority {job.priority}, which would start {_when(found.at)}: {costs}"
+            mine = f"priority {victim.priority}, {victim.ran_s:.0f} s run and {cores_of(victim.holds)} cores held here"
+            reason = f"preempted by {job.id} of priority {job.priority}, which would start {_when(found.at)}; {mine}"
             self.decisions.append(Preempt(victim.id, job.id, reason))
         if not victims:
             return found
