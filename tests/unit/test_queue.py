@@ -392,10 +392,11 @@ def test_one_that_fits_on_no_idle_cluster_holds_nobody_up() -> None:
 
 def test_the_cheapest_of_the_lowest_priority_are_asked_to_leave() -> None:
     scene = Scene(EIGHT, [Asked("urgent", 3, priority=5)])
-    scene.running = [runs("dear", {"n0": 3}, priority=1, rank=1.0), runs("cheap", {"n0": 1, "n1": 2}), runs("wide", {"n1": 2})]
-    assert scene.preempted() == ["cheap", "wide"] or scene.preempted() == ["cheap"]
-    (first, *_) = [d for d in scene.decide() if isinstance(d, Preempt)]
-    assert "preempted by urgent of priority 5" in first.reason
+    dear = runs("dear", {"n0": 3}, priority=1, rank=1.0)
+    scene.running = [dear, runs("cheap", {"n0": 1, "n1": 2}), runs("small", {"n1": 2})]
+    assert scene.preempted() == ["cheap"]  # the smaller one is asked only where it helps
+    (victim,) = [d for d in scene.decide() if isinstance(d, Preempt)]
+    assert "preempted by urgent of priority 5" in victim.reason
     assert scene.waits()["urgent"].start_in_s == 0
 
 

@@ -15,8 +15,18 @@ from paceline.errors import Unplaceable
 from paceline.master.cluster import Cluster
 from paceline.master.models import JobRow
 from paceline.master.placing import planner_of, seconds_left
-from paceline.master.states import Event, Job, Planned, Preempted, Queued, Recruited, Running, Unplaced, Waiting
-from paceline.plan import Plan
+from paceline.master.states import (
+    Event,
+    Job,
+    Planned,
+    Preempted,
+    Queued,
+    Recovering,
+    Recruited,
+    Running,
+    Unplaced,
+    Waiting,
+)
 from paceline.planner.planner import one_more
 from paceline.planner.queue import (
     Decision,
@@ -74,8 +84,8 @@ class Scheduler:
         """What users had under former masters, by the jobs' plans and training times."""
         for row in rows:
             if row.plan is not None:
-                plan = Plan.model_validate(row.plan)
-                had = {row.user: row.elapsed_s * plan.cores_per_worker * len(plan.workers)}
+                cores = len(row.plan["workers"]) * row.plan["cores_per_worker"]
+                had = {row.user: row.elapsed_s * cores}
                 faded = charged(had, {}, max(0.0, now - (row.ended_at or now)), self._policy.half_life_s)
                 self._usage[row.user] = self._usage.get(row.user, 0.0) + faded[row.user]
 
@@ -135,7 +145,7 @@ class Scheduler:
 
     async def _recruit(self, job: Job) -> None:
         assert isinstance(job.state, Running)
-        user = self._entries[job.id].user
+        user = self._user(job.id)
         held = [hold for name, holds in self._held_by_job() if self._user(name) == user for hold in holds]
         most, _ = workers_left(self._policy.quota(user), held, job.state.plan.cores_per_worker)
         if most == 0:
@@ -167,20 +177,18 @@ class Scheduler:
 
     def _as_running(self, job_id: str, holds: tuple[Hold, ...], now: float) -> RunningJob:
         job = self._jobs.get(job_id)
-        if job is None or not isinstance(job.state, Running):  # workers that start, or are being ended
-            starts = job is not None and job.state_name == "STARTING"
-            priority = job.submission.options.priority if job else 0
-            left_s = seconds_left(job, now) if job else None
-            return RunningJob(job_id, self._user(job_id), priority, priority, holds, 0.0, left_s, leaves=not starts)
+        if job is None:  # it has ended, its workers are about to
+            return RunningJob(job_id, "", 0, 0.0, holds, ran_s=0.0, leaves=True)
+        state = job.state
         return RunningJob(
             job_id,
             self._user(job_id),
             job.submission.options.priority,
             self._entries[job_id].rank,
             holds,
-            now - job.state.since,
-            seconds_left(job, now),
-            leaves=job.state.preempted is not None,
+            ran_s=now - state.since if isinstance(state, Running) else 0.0,
+            left_s=seconds_left(job, now),
+            leaves=isinstance(state, Recovering) or (isinstance(state, Running) and state.preempted is not None),
         )
 
     def _held_by_job(self) -> list[tuple[str, tuple[Hold, ...]]]:

@@ -216,7 +216,7 @@ class _Pass:
         return fit if takes <= seconds else self._beside(job, most, takes)
 
     def _start(self, job: WaitingJob, rank: float, fit: Fit) -> None:
-        reason = f"rank {rank:.2f}: there is room for its {len(fit.plan.workers)} workers now"
+        reason = f"rank {rank:.2f}: there is room for its {len(fit.plan.workers)} worker(s) now"
         if self._reserved:
             lasts = "for a time that is not known" if fit.seconds is None else f"for {fit.seconds:.0f} s"
             reason += f"; taken {lasts}, they delay none of the {self._ahead()}"
@@ -237,7 +237,7 @@ class _Pass:
 
     def _ahead(self) -> str:
         first = self._reserved[0]
-        return f"{len(self._reserved)} jobs that have reservations; {first.job} is to start {_when(first.at)}"
+        return f"{len(self._reserved)} job(s) with reservations; {first.job} is to start {_when(first.at)}"
 
     def _reserve(self, job: WaitingJob) -> Reservation | None:
         if len(self._reserved) >= self._policy.reserved or (self._reserved and self._reserved[-1].at == inf):
