@@ -1195,7 +1195,11 @@ def actions(draw: st.DrawFn) -> Callable[[Watched], Event | None]:
             case "recruit":
                 return Recruited(attempt, placement)
             case "ask":
-                return ScaleRequested(number % 5 + 1) if number % 2 else NodeDraining(f"n{number % 3}")
+                return [
+                    NodeDraining(f"n{number % 3}"),
+                    ScaleRequested(number % 5 + 1),
+                    Preempted(attempt, "job-2", "preempted by job-2"),
+                ][number % 3]
         return CancelRequested() if number < 4 else None
 
     return make

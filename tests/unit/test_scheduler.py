@@ -19,7 +19,7 @@ ENDLESS = pl.MaxSteps(1_000_000)
 
 
 def test_a_job_of_higher_priority_preempts_one_at_its_commit_which_then_goes_on(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, Policy(min_run_s=0.1))
+    scene = Scene(tmp_path, Policy(min_run_s=0.0))
 
     async def act() -> None:
         sent = scene.staff("n0")
@@ -70,7 +70,9 @@ def test_a_quota_of_jobs_holds_its_user_only(tmp_path: Path) -> None:
 
     async def act() -> None:
         sent = scene.staff("n0", cores=3)
-        jobs = [await scene.submit(name, user, stop=ENDLESS) for name, user in (("a", "bob"), ("b", "bob"), ("c", "ann"))]
+        jobs = [
+            await scene.submit(name, user, stop=ENDLESS) for name, user in (("a", "bob"), ("b", "bob"), ("c", "ann"))
+        ]
         scene.serve()
         await until(lambda: started(sent) == [jobs[0], jobs[2]])
         await scene.controller.scheduler.looked_at(jobs[1], 10.0)
@@ -113,7 +115,10 @@ def test_a_restarted_master_remembers_what_users_had(tmp_path: Path) -> None:
 
     async def after() -> None:
         sent = again.staff("n0")
-        first, second = await again.submit("of ann", "ann", stop=ENDLESS), await again.submit("of bob", "bob", stop=ENDLESS)
+        first, second = (
+            await again.submit("of ann", "ann", stop=ENDLESS),
+            await again.submit("of bob", "bob", stop=ENDLESS),
+        )
         again.serve()
         await until(lambda: bool(started(sent)))
         assert started(sent) == [second], f"{first} is ahead of a user who had nothing yet"

@@ -38,9 +38,7 @@ def up(
     quota: Annotated[
         list[str], typer.Option(metavar="USER=BOUNDS", help="What a user holds at most, as in alice=cores:8,jobs:2.")
     ] = [],  # noqa: B006 - typer's way
-    share: Annotated[
-        list[str], typer.Option(metavar="USER=NUMBER", help="A user's share; 1 if not given.")
-    ] = [],  # noqa: B006
+    share: Annotated[list[str], typer.Option(metavar="USER=NUMBER", help="A user's share; 1 if not given.")] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Start a master on this machine. Runs until Ctrl-C."""

@@ -34,9 +34,7 @@ log = structlog.get_logger("controller")
 
 
 class Controller:
-    def __init__(
-        self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path, policy: Policy
-    ) -> None:
+    def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path, policy: Policy) -> None:
         self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
         self._policy = policy
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()

@@ -39,9 +39,7 @@ def seconds_left(job: Job, now: float) -> float | None:
     seconds = time_bound(stop)
     bounds = [] if seconds is None else [seconds - trained_s]
     if training.step and training.train_samples:
-        grid = Grid(
-            training.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed
-        )
+        grid = Grid(training.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed)
         last = step_bound(stop, grid.steps_per_epoch)
         bounds += [] if last is None else [(last - training.step) * trained_s / training.step]
     return max(0.0, min(bounds)) if bounds else None

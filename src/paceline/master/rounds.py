@@ -106,15 +106,15 @@ def _checkpointed(job: Job, state: Running, ref: CheckpointRef, now: float) -> O
     awaited, state = _only_writes(state.order), replace(state, pending=None)
     job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=state)
     discard: list[Command] = [Discard(dropped)] if dropped else []
-    commands = [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
+    commands: list[Command] = [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
     return _after(commands, settle(job, state, now)) if awaited else (job, commands)
 
 
 def _not_checkpointed(job: Job, state: Running, error: dict[str, Any], now: float) -> Outcome:
     """Training goes on; so a job that was to leave by this checkpoint stays."""
     awaited, state = _only_writes(state.order), replace(state, pending=None, preempted=None)
-    job, commands = replace(job, state=state), [Record("warning", error)]
-    return _after(commands, settle(job, state, now)) if awaited else (job, commands)
+    job, warning = replace(job, state=state), Record("warning", error)
+    return _after([warning], settle(job, state, now)) if awaited else (job, [warning])
 
 
 def _only_writes(order: TrainRound | CheckRound | EvaluateRound | SaveRound | None) -> bool:

@@ -37,9 +37,7 @@ class Store:
 
     # ---- jobs ----
 
-    def add_job(
-        self, job_id: str, submission: Submission, now: float, user: str = ADMIN
-    ) -> tuple[JobRow, bool]:
+    def add_job(self, job_id: str, submission: Submission, now: float, user: str = ADMIN) -> tuple[JobRow, bool]:
         """Store a submission; (row, whether it is new). The same request id gives the same job."""
         options = submission.options
         row = JobRow(

@@ -31,9 +31,9 @@ EVERYBODY = "*"
 @dataclass(frozen=True)
 class Policy:
     """aging_s: who waits so long gains one priority. share_weight: how many priorities a user loses by having had
-    everything, where what was had a half-life ago counts half. min_run_s: a job that has run less is not asked to leave,
-    and nobody is for one that starts so soon anyhow. quotas, shares: by user, `"*"` for all who are not named; a share is
-    1 unless given. tried: how many jobs a pass looks at; reserved: how many of them get a reservation.
+    everything, where what was had a half-life ago counts half. min_run_s: a job that has run less is not asked to
+    leave, and nobody is for one that starts so soon anyhow. quotas, shares: by user, `"*"` for all who are not named; a
+    share is 1 unless given. tried: how many jobs a pass looks at; reserved: how many of them get a reservation.
     """
 
     aging_s: float = 600.0
@@ -140,8 +140,8 @@ def ranked(
     waiting: Sequence[WaitingJob], running: Sequence[RunningJob], usage: Mapping[str, float], policy: Policy
 ) -> dict[str, float]:
     """Each waiting job's rank: priority, plus its time in the queue, plus what its user's share lacks or exceeds."""
-    users = sorted({job.user for job in (*waiting, *running)} | {user for user, had in usage.items() if had > 0})
-    shares, had = sum(policy.share(user) for user in users), sum(usage.values())
+    users = {job.user for job in waiting} | {job.user for job in running} | {user for user in usage if usage[user] > 0}
+    shares, had = sum(policy.share(user) for user in sorted(users)), sum(usage.values())
     lacks = {user: policy.share(user) / shares - usage.get(user, 0.0) / had if had else 0.0 for user in users}
     return {
         job.id: job.priority + job.waited_s / policy.aging_s + policy.share_weight * lacks[job.user] for job in waiting

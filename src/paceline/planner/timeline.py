@@ -110,5 +110,3 @@ def following(timeline: Timeline, reservation: Reservation) -> Timeline:
     later, seconds = timeline.ends[len(reservation.awaited) :], reservation.fit.seconds
     end = End(inf if seconds is None else reservation.at + seconds, reservation.job, holds_of(reservation.fit.plan))
     return Timeline(reservation.nodes, later, reservation.at).joined(end)
-
-
