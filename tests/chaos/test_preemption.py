@@ -69,7 +69,7 @@ def test_a_preempted_job_goes_on_from_its_last_commit_to_the_same_digest(
     assert steps == sorted(set(steps))  # no step was done again
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, *slow(1)])
 @pytest.mark.parametrize("delay_ms", [0, *slow(1, 3, 10)])
 def test_a_kill_while_a_preempted_job_writes_its_checkpoint(
     small: pl.Client, ends_well: EndsWell, sabotage: Sabotages, workers: int, delay_ms: float
