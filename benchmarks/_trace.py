@@ -24,7 +24,7 @@ MOST_LOG_S = 12.0
 CYCLE = (8.1737, 3.9631)  # gamma over half hours of a day that begins at 05:30
 FIRST_BUCKET, BUCKETS = 11, 48
 USERS = 12
-URGENT, URGENT_PRIORITY = 0.1, 5
+URGENT, URGENT_PRIORITY = 0.1, 24  # worth a day of waiting
 ERROR = 0.15  # standard deviation of a prediction's logarithm
 
 

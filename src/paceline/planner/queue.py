@@ -36,7 +36,7 @@ class Policy:
     share is 1 unless given. tried: how many jobs a pass looks at; reserved: how many of them get a reservation.
     """
 
-    aging_s: float = 600.0
+    aging_s: float = 3600.0
     share_weight: float = 1.0
     half_life_s: float = 86_400.0
     min_run_s: float = 60.0
