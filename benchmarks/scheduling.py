@@ -289,7 +289,8 @@ def main() -> int:
         console.print(f"day {repeat + 1} of {options.repeats}: {len(trace)} jobs")
     report.aims = _aims(report)
     report.notes += [
-        "in simulated time, which the load of the machine does not change; equal losses: every contestant ended every job of every day",
+        "in simulated time, which the load of the machine does not change",
+        "equal losses: every contestant ended every job of every day",
         "equal split is an ideal: divisible places, no gangs, no cost of changing",
     ]
     report.details |= {"places": PLACES, "nodes": PLACES // CORES, "load": options.load, "day_s": DAY_S}
