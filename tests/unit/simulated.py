@@ -30,6 +30,7 @@ from paceline.master.states import (
     Lost,
     NodeDraining,
     Planned,
+    Preempted,
     Queued,
     Record,
     Recruited,
@@ -155,7 +156,7 @@ class SimulatedCluster:
 
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
-    or None to drain some worker's node). deadly_step: whoever trains it dies, each time.
+    or None to drain some worker's node). preempted_at: times at which another job wants the places. deadly_step: whoever trains it dies, each time.
     cut_off: no worker ever reaches another. rotten: numbers of the checkpoints written whose bytes do not last.
     """
 
@@ -171,6 +172,7 @@ class SimulatedCluster:
         killed_at: Sequence[float] = (),
         cut_at: Sequence[float] = (),
         asked_at: Sequence[tuple[float, int | None]] = (),
+        preempted_at: Sequence[float] = (),
         deadly_step: int | None = None,
         cut_off: bool = False,
         rotten: Sequence[int] = (),
@@ -201,6 +203,8 @@ class SimulatedCluster:
             self._after(time, self._cut_connections)
         for time, asked in asked_at:
             self._after(time, lambda asked=asked: self._ask(asked))
+        for time in preempted_at:
+            self._after(time, lambda: self._feed(Preempted(self.job.attempt, "job-2", "preempted by job-2")))
 
     def run(self) -> Job:
         """Until the job has ended and its last worker is gone."""

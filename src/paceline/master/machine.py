@@ -33,6 +33,7 @@ from paceline.master.states import (
     NodeDraining,
     Outcome,
     Planned,
+    Preempted,
     Queued,
     Record,
     Recovering,
@@ -58,7 +59,8 @@ def step(job: Job, event: Event, now: float) -> Outcome:
     """The job after the event, and what to do. Never raises for an event that comes late or twice."""
     if isinstance(job.state, TERMINAL):
         return job, []
-    if isinstance(event, Recruited | Answer | Lost | AttemptEnded | Late | Tick) and event.attempt != job.attempt:
+    of_attempt = Recruited | Answer | Lost | AttemptEnded | Late | Tick | Preempted
+    if isinstance(event, of_attempt) and event.attempt != job.attempt:
         return job, []
     match event, job.state:
         case CancelRequested(), _:
@@ -90,6 +92,9 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return joining.scale(job, running, workers)
         case ScaleRequested(workers), _:  # the next plan, or the start that is under way, follows it
             return replace(job, wish=workers), [Record("scaled", {"workers": workers}), Enqueue()]
+        case Preempted(_, for_job, reason), Running(preempted=None) as running if not running.stopping:
+            job = replace(job, state=replace(running, preempted=reason))  # the round that is under way is committed
+            return job, [Record("preempted", {"for": for_job, "reason": reason})]
         case NodeDraining(node_id), Starting() as begun:
             return starting.drain(job, begun, node_id)
         case NodeDraining(node_id), Running() as running:

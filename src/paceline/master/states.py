@@ -118,7 +118,7 @@ class Running:
     failed_joins: workers in a row that were to join and never became ready. torn: rounds in a row in which the members
     lost each other, though none of them was gone, and trained no step. suspected: what says that the next step can't be
     right. trusted_step: one that was computed twice, to the same bits. step_s, evaluation_s: of the last
-    round's steps, of the longest evaluation.
+    round's steps, of the longest evaluation. preempted: why the job is to leave its nodes at the next commit.
     """
 
     plan: Plan
@@ -148,11 +148,12 @@ class Running:
     torn: int = 0
     suspected: Suspected | None = None
     trusted_step: int | None = None
+    preempted: str | None = None
 
 
 @dataclass(frozen=True)
 class Recovering:
-    """The attempt is lost; its last workers are being ended."""
+    """The attempt is over, lost or preempted; its last workers are being ended."""
 
     reason: str
 
@@ -217,7 +218,9 @@ class Job:
     def wanted(self) -> int:
         """How many more workers a running job could use."""
         state = self.state
-        if not isinstance(state, Running) or state.stopping or state.failed_joins >= MAX_FAILED_JOINS:
+        if not isinstance(state, Running) or state.stopping or state.preempted:
+            return 0
+        if state.failed_joins >= MAX_FAILED_JOINS:
             return 0
         staying = len(set(state.workers) - state.leaving) + len(state.building)
         return max(0, state.target - staying)
@@ -296,6 +299,15 @@ class ScaleRequested:
 
 
 @dataclass(frozen=True)
+class Preempted:
+    """Another job is to have the nodes: leave them at the next commit, by a checkpoint of it. reason: in numbers."""
+
+    attempt: int
+    for_job: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class NodeDraining:
     """The node is to be given back."""
 
@@ -317,6 +329,7 @@ Event = (
     | Late
     | Tick
     | ScaleRequested
+    | Preempted
     | NodeDraining
     | CancelRequested
 )

@@ -59,19 +59,16 @@ def plan_or_wait(
     nodes: Sequence[Node],
     options: TrainOptions,
     facts: Facts,
-    queue: Waiting,
+    queue: Waiting | None,
     known: Measured = Measured(),  # noqa: B008 - it is frozen
 ) -> Plan:
     """The plan of a job that would be submitted now; where it would have to wait, that of the idle cluster.
 
-    queue: the place that it would get, and its expected start. Raises Unplaceable where it would be refused.
+    queue: the place that it would get, and its expected start; None where it would start at once. Raises Unplaceable
+    where it would be refused.
     """
-    try:
-        plan = plan_workers(nodes, options, facts, known=known)
-        return plan if queue.place == 1 else plan.model_copy(update={"waiting": queue})
-    except Unplaceable as refused:
-        if not refused.details.get("busy"):
-            raise
+    if queue is None:
+        return plan_workers(nodes, options, facts, known=known)
     return plan_workers(when_idle(nodes), options, facts, known=known).model_copy(update={"waiting": queue})
 
 
