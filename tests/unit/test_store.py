@@ -231,6 +231,18 @@ def test_a_token_added_again_has_its_new_role_and_user(store: Store) -> None:
     assert [(row.role, row.user, row.created_at) for row in store.tokens()] == [("client", "ann", 2.0)]
 
 
+def test_the_masters_new_tokens_take_the_place_of_its_former_ones_and_of_no_users(store: Store) -> None:
+    store.own_tokens("admin-1", "node-1", now=1.0)
+    store.add_token("of-ann", "client", now=1.0, user="ann")
+    store.own_tokens("admin-2", "node-2", now=2.0)
+    assert [store.token(token) is None for token in ("admin-1", "node-1")] == [True, True]
+    assert {(row.user, row.role) for row in store.tokens()} == {
+        ("admin", "admin"),
+        ("admin", "node"),
+        ("ann", "client"),
+    }
+
+
 def test_all_tokens_of_one_user_are_revoked_and_of_no_other(store: Store) -> None:
     for token, user in (("a", "ann"), ("b", "ann"), ("c", "bob")):
         store.add_token(token, "client", now=1.0, user=user)

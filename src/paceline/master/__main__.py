@@ -132,15 +132,12 @@ async def _serve(
     import uvicorn
 
     from paceline.master.app import create_app, open_master
-    from paceline.master.store import ADMIN
     from paceline.planner.queue import Policy
 
     configure_log(settings.log_level)
     policy = Policy(quotas=settings.quotas, shares=settings.shares, min_run_s=settings.min_run_s)
     master = open_master(settings.folder, policy)
-    master.store.revoke_tokens(ADMIN)  # a new tokens.json takes the place of the former
-    for role, token in (("admin", held["client"]), ("node", held["node"])):
-        master.store.add_token(token, role, time.time())
+    master.store.own_tokens(held["client"], held["node"], time.time())
     config = uvicorn.Config(
         create_app(master),
         log_level="warning",

@@ -136,6 +136,12 @@ class Store:
         with self._sessions.begin() as session:
             session.merge(TokenRow(sha256=_hash(token), role=role, created_at=now, user=user))
 
+    def own_tokens(self, admin: str, node: str, now: float) -> None:
+        """Let these be the master's own, in the place of any former ones."""
+        self.revoke_tokens(ADMIN)
+        self.add_token(admin, "admin", now)
+        self.add_token(node, "node", now)
+
     def token(self, token: str) -> TokenRow | None:
         """Whose it is; None where it was never made, or is revoked."""
         with self._sessions() as session:
