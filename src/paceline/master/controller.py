@@ -17,6 +17,7 @@ from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
 from paceline.master.models import JobRow
+from paceline.master.newcomers import next_worker
 from paceline.master.states import (
     Answer,
     AttemptEnded,
@@ -35,7 +36,7 @@ from paceline.master.states import (
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more, plan_workers
+from paceline.planner.planner import plan_workers
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
@@ -267,12 +268,9 @@ class Controller:
                 await self._recruit(job)
 
     async def _recruit(self, job: Job) -> None:
-        assert isinstance(job.state, Running)
-        try:
-            place = one_more(self._cluster.nodes(), job.state.plan, job.submission.options, job.submission.facts)
-        except Unplaceable:
-            return
-        await self._handle(job.id, Recruited(job.attempt, place))
+        found = next_worker(job, self._cluster.nodes(), time.monotonic())
+        if found is not None:
+            await self._handle(job.id, Recruited(job.attempt, found.placement, found.cell_s, found.because))
 
     def _plan(self, job: Job) -> Plan:
         submission = job.submission

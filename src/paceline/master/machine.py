@@ -84,8 +84,8 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return _watch(job, running, now)
         case AttemptEnded(), Recovering(reason):
             return rejoin_queue(job, reason)
-        case Recruited(_, placement), Running() as running if job.wanted:
-            return joining.recruit(job, running, placement)
+        case Recruited() as recruited, Running() as running if job.wanted:
+            return joining.recruit(job, running, recruited)
         case ScaleRequested(workers), Running() as running:
             return joining.scale(job, running, workers)
         case ScaleRequested(workers), _:  # the next plan, or the start that is under way, follows it

@@ -10,6 +10,7 @@ from paceline.grid import Grid
 from paceline.master import members
 from paceline.master.ends import end, fall_back, state_record
 from paceline.master.rounds import advance
+from paceline.master.shown import Shown
 from paceline.master.states import (
     Checkpoint,
     Failed,
@@ -130,6 +131,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         checkpointed_at=now,
         target=max(len(ranks), state.plan.most_workers),
         next_rank=len(ranks),
+        shown=Shown(enough=len(ranks)),
         leaving=frozenset(r for r, worker in state.workers.items() if worker.placement.node_id in state.draining),
     )
     running = members.form(running, job.id, job.attempt, ranks)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
+from paceline.master.shown import Shown
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -71,8 +72,9 @@ class Delivery(BaseModel):
 class Worker:
     """A worker that has built everything. step: its model's state is that after so many steps.
 
-    cell_s: seconds that it takes for one cell, smoothed. moved_at: when it last made progress; beat_at: when it was
-    last heard; phase, stack: what it was doing then.
+    cell_s, rest_s: seconds that it takes for one cell; of a step for all else but exchanges, such as the optimizer;
+    both smoothed. moved_at: when it last made progress; beat_at: when it was last heard; phase, stack: what it was
+    doing then.
     """
 
     placement: Placement
@@ -80,6 +82,7 @@ class Worker:
     store_port: int
     step: int
     cell_s: float | None = None
+    rest_s: float | None = None
     counter: tuple[int, int] = (0, 0)
     moved_at: float = 0.0
     beat_at: float = 0.0
@@ -148,6 +151,7 @@ class Running:
     torn: int = 0
     suspected: Suspected | None = None
     trusted_step: int | None = None
+    shown: Shown = Shown()
 
 
 @dataclass(frozen=True)
@@ -242,10 +246,16 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Recruited:
-    """A place for one more worker of a running attempt; the placement's rank is not used."""
+    """A place for one more worker of a running attempt; the placement's rank is not used.
+
+    cell_s: seconds that a cell is expected to take there, None where nothing tells. because: what the record of the
+    decision to take it in says, where there was one.
+    """
 
     attempt: int
     placement: Placement
+    cell_s: float | None = None
+    because: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

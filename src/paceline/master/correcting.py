@@ -1,0 +1,156 @@
+"""What measured times change in a running job: stragglers are named, who slows it down goes, who would help may come.
+
+Pure functions; the decisions are the planner's (`planner/reconsider.py`). A number of workers that the user asked for
+stays; the names of nodes that may be used bound who can come. A node that was set aside is asked again after a while,
+each time a longer one, or at once where the job turned out to be faster with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from paceline.master.members import FIRST_ROUNDS, smoothed
+from paceline.master.shown import SetAside, Shown
+from paceline.master.states import Command, Job, Record, Running
+from paceline.messages import Trained
+from paceline.plan import NodeReason
+from paceline.planner.reconsider import Course, Drop, Gain, Member, Straggler, reconsider, stragglers
+from paceline.stop import MaxTime, leaves, step_bound
+
+SETTLED_ROUNDS = 4  # of the same members and shares, before anything is concluded from them
+SET_ASIDE_S = 60.0  # doubled each time
+MOST_DOUBLINGS = 6
+
+
+def observe(state: Running, answers: dict[int, Trained]) -> Running:
+    """Note what a committed round has shown of the group; the workers' own times are in `state.workers`."""
+    shown = state.shown
+    workers = [state.workers[rank] for rank in answers]
+    nodes = {worker.placement.node_id: worker.cell_s for worker in workers if worker.cell_s}
+    shown = replace(shown, node_cell_s={**shown.node_cell_s, **nodes})
+    if state.rounds == 1:
+        shown = replace(shown, first_s=max(answer.seconds for answer in answers.values()))
+    paces = [answer.pace for answer in answers.values() if answer.pace.steps]
+    if len(paces) == len(state.members):
+        step_s = max(pace.seconds / pace.steps for pace in paces)
+        exchange_s = min(pace.waited_s / pace.steps for pace in paces)
+        shown = replace(
+            shown,
+            step_s=smoothed(shown.step_s, step_s),
+            exchange_s=smoothed(shown.exchange_s if shown.rounds else None, exchange_s),
+            rounds=shown.rounds + 1,
+        )
+    return replace(state, shown=shown)
+
+
+def correct(job: Job, state: Running, now: float) -> tuple[Running, list[Command]]:
+    """At a round's end: name stragglers, and let those go without whom the job is predicted to end sooner."""
+    course = course_of(job, state, now)
+    if course is None or state.leaving or state.stopping:
+        return state, []
+    slow = stragglers(course, state.shown.stragglers)
+    named = state.shown.stragglers
+    told: list[Command] = [Record("straggler", _straggling(one)) for one in slow if one.member.rank not in named]
+    state = replace(state, shown=replace(state.shown, stragglers=frozenset(one.member.rank for one in slow)))
+    decision = reconsider(course)
+    if isinstance(decision, Drop) and not is_fixed(job):
+        left = [member for member in course.members if member.rank in decision.ranks]
+        nodes = [member.node for member in left]
+        told.append(Record("corrected", {"change": "drop", **numbers(decision.gain, nodes, decision.reason)}))
+        state = _let_go(state, left, decision, now)
+    return state, told
+
+
+def is_fixed(job: Job) -> bool:
+    """Whether the user said how many workers are to train."""
+    return job.wish is not None or job.submission.options.resources.workers is not None
+
+
+def course_of(job: Job, state: Running, now: float) -> Course | None:
+    """What the planner judges by; None while too little is measured."""
+    shown, workers = state.shown, [state.workers[rank] for rank in state.members]
+    if shown.rounds < SETTLED_ROUNDS or state.rounds <= FIRST_ROUNDS or shown.step_s is None or shown.first_s is None:
+        return None
+    members = tuple(
+        Member(
+            rank=worker.placement.rank,
+            node_id=worker.placement.node_id,
+            node=worker.placement.node_name,
+            cell_s=worker.cell_s,
+            rest_s=worker.rest_s,
+            cells=worker.placement.share[1] - worker.placement.share[0],
+        )
+        for worker in workers
+        if worker.cell_s and worker.rest_s is not None
+    )
+    if len(members) < len(workers):
+        return None
+    return Course(
+        members=members,
+        microbatches=state.plan.microbatches,
+        step_s=shown.step_s,
+        exchange_s=shown.exchange_s,
+        change_s=max(0.0, shown.first_s - shown.step_s),
+        steps_to_go=_steps_to_go(job, state, shown.step_s, now),
+    )
+
+
+def _steps_to_go(job: Job, state: Running, step_s: float, now: float) -> float:
+    """To the known bound, by steps or by time, whichever is nearer; convergence is not foreseen."""
+    stop = job.submission.options.stop
+    bound = step_bound(stop, state.grid.steps_per_epoch)
+    by_steps = math.inf if bound is None else bound - job.training.step
+    ends_s = [leaf.seconds for leaf in leaves(stop) if isinstance(leaf, MaxTime)]
+    elapsed_s = job.elapsed_s + now - state.since
+    by_time = (min(ends_s) - elapsed_s) / step_s if ends_s else math.inf
+    return max(0.0, min(by_steps, by_time))
+
+
+def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) -> Running:
+    """They leave as soon as they can be spared. What was measured on their nodes is not held against these later."""
+    shown, nodes = state.shown, {member.node_id for member in left}
+    aside = dict(shown.set_aside)
+    for node_id in nodes:
+        times = aside[node_id].times + 1 if node_id in aside else 1
+        until = now + SET_ASIDE_S * 2 ** min(times - 1, MOST_DOUBLINGS)
+        aside[node_id] = SetAside(until, decision.gain.step_s, times)
+    shown = replace(
+        shown,
+        set_aside=aside,
+        node_cell_s={node_id: cell_s for node_id, cell_s in shown.node_cell_s.items() if node_id not in nodes},
+        enough=len(state.members) - len(left),
+    )
+    names = {member.node for member in left}
+    reasons = [
+        NodeReason(node=reason.node, taken=False, reason=decision.reason) if reason.node in names else reason
+        for reason in state.plan.reasons
+    ]
+    plan = state.plan.model_copy(update={"reasons": tuple(reasons)})
+    return replace(state, leaving=state.leaving | set(decision.ranks), plan=plan, shown=shown)
+
+
+def numbers(gain: Gain, nodes: Sequence[str], reason: str) -> dict[str, Any]:
+    """What the record of a change says."""
+    return {
+        "nodes": sorted(nodes),
+        "step_s": gain.step_s,
+        "predicted_step_s": gain.predicted_step_s,
+        "change_s": gain.change_s,
+        "steps_to_go": None if math.isinf(gain.steps_to_go) else round(gain.steps_to_go),
+        "reason": reason,
+    }
+
+
+def _straggling(one: Straggler) -> dict[str, Any]:
+    return {
+        "rank": one.member.rank,
+        "node": one.member.node,
+        "cell_s": one.member.cell_s,
+        "others_cell_s": one.others_cell_s,
+        "costs_s": one.costs_s,
+        "step_s": one.step_s,
+        "reason": one.reason,
+    }
