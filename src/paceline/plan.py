@@ -59,6 +59,36 @@ class Placement(BaseModel):
     share: tuple[int, int]
 
 
+class Prediction(BaseModel):
+    """What given workers with given shares would take, as far as it can be told beforehand.
+
+    step_s: compute_s (forward and backward, of the slowest worker) + exchange_s - hidden_s (what of the exchange goes on
+    under the last microbatch's backward) + update_s. memory_bytes: of one worker, with the process itself.
+    traffic_bytes_per_step: sent by all workers to each other, those on one node too. start_s: until the first step.
+    epoch_s, finish_s: with evaluations; finish_s from the start to the stop condition's bound, a metric counts as never
+    reached; None where the number of samples is not known. cost: of that time on all the nodes, None likewise.
+    uncertainty: of step_s, relative: 0.1 is "10% more or less". extrapolated: outside of what was measured, or nothing was;
+    doubts: why.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step_s: float
+    compute_s: float
+    exchange_s: float
+    hidden_s: float
+    update_s: float
+    memory_bytes: int
+    traffic_bytes_per_step: int
+    start_s: float
+    epoch_s: float | None
+    finish_s: float | None
+    cost: float | None
+    uncertainty: float
+    extrapolated: bool
+    doubts: tuple[str, ...] = ()
+
+
 class NodeReason(BaseModel):
     """Why a node was taken or not, in numbers."""
 

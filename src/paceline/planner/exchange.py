@@ -1,0 +1,94 @@
+"""What the sum of a step's gradients takes, as `training/group.py` does it: an all-to-all of the shares' tree nodes, then a
+ring that shares the sums, bucket by bucket.
+
+Each of W workers sends each other one its slice (1/W of the gradients) of every tree node of its share, then W-1 slices
+along the ring: (W-1) * G * (nodes/W + 1) bytes in all, (nodes/W + 1)/2 times a ring all-reduce's. The first of both may go
+on under the last microbatch's backward. Machines send at their links' rates; handling the bytes takes processor time
+too, and is all there is between workers on one machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from paceline.measured import Link
+from paceline.plan import Node
+
+UNKNOWN_LINK = Link(ends=("", ""), latency_s=5e-4, bytes_per_s=1e8, at=0.0)  # a usual gigabit network, not a fast one
+BUCKET_BYTES = 1 << 20  # as in training/exchange.py
+SUMS_AT_ONCE = 2  # gloo's threads
+CPU_S_PER_BYTE = 0.5e-9  # at either end: packing, the socket, adding. From `benchmarks/throughput.py` on the loopback
+COLLECTIVE_S = 2e-4  # that one takes however few its bytes
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """seconds: of a step's sum. early_s: how much of it can go on while the last microbatch's backward runs.
+
+    sent: bytes that each worker sends, in the workers' order. unknown: pairs of machines whose link was never measured.
+    on_links: whether machines take part that are not one.
+    """
+
+    seconds: float = 0.0
+    early_s: float = 0.0
+    sent: tuple[float, ...] = (0.0,)
+    unknown: int = 0
+    on_links: bool = False
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.sent)
+
+
+def exchange(
+    hosts: Sequence[Node],
+    tree_nodes: Sequence[int],
+    gradient_bytes: int,
+    threads: int,
+    links: Mapping[tuple[str, str], Link],
+) -> Exchange:
+    """hosts: each worker's, in rank order. tree_nodes: partial sums that each of them sends. threads: of each worker."""
+    world = len(hosts)
+    if world == 1:
+        return Exchange()
+    part, total = gradient_bytes / world, sum(tree_nodes)
+    by_id = {host.id: host for host in hosts}
+    workers = Counter(host.id for host in hosts)
+    nodes: Counter[str] = Counter()
+    for host, number in zip(hosts, tree_nodes, strict=True):
+        nodes[host.id] += number
+    sums_wire_s = sums_cpu_s = ring_cpu_s = 0.0
+    busy, unknown, latency_s, slowest = False, set(), 0.0, math.inf
+    for name, mine in workers.items():
+        out_s = in_s = 0.0
+        for other, theirs in workers.items() if len(workers) > 1 else ():
+            if other == name:
+                continue
+            link = links.get((name, other) if name < other else (other, name))
+            if link is None:
+                unknown.add(frozenset((name, other)))
+                link = UNKNOWN_LINK
+            out_s += nodes[name] * theirs * part / link.bytes_per_s
+            in_s += nodes[other] * mine * part / link.bytes_per_s
+            latency_s, slowest = max(latency_s, link.latency_s), min(slowest, link.bytes_per_s)
+        cores = max(1, min(by_id[name].cores, mine * threads))
+        handled = nodes[name] * (world - 1) + mine * total - nodes[name]
+        sums_wire_s = max(sums_wire_s, out_s, in_s)
+        sums_cpu_s = max(sums_cpu_s, handled * part * CPU_S_PER_BYTE / cores)
+        ring_cpu_s = max(ring_cpu_s, 2 * mine * (world - 1) * part * CPU_S_PER_BYTE / cores)
+        busy = busy or mine * threads >= by_id[name].cores
+    buckets = max(1, math.ceil(gradient_bytes / BUCKET_BYTES))
+    sums_s = max(sums_wire_s, sums_cpu_s)
+    ring_s = max((world - 1) * part / slowest, ring_cpu_s)
+    hops = math.ceil(buckets / SUMS_AT_ONCE) * world + world - 1  # in turn, with the ring that gathers the losses
+    early_s = (sums_s - sums_cpu_s if busy else sums_s) * (buckets - 1) / buckets  # a busy core can't do both
+    return Exchange(
+        seconds=sums_s + ring_s + hops * latency_s + (2 * buckets + 1) * COLLECTIVE_S,
+        early_s=early_s,
+        sent=tuple((world - 1) * part * (number + 1) for number in tree_nodes),
+        unknown=len(unknown),
+        on_links=len(workers) > 1,
+    )

@@ -1,0 +1,160 @@
+"""What a job costs on one device: as measured there, as measured elsewhere and carried over, or estimated from facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
+from paceline.measured import CellTime, Link, Measured, Profile
+from paceline.plan import Node
+from paceline.spec import Facts, TrainOptions
+
+USUAL_FLOP_PER_S = {"cpu": 1e11, "cuda": 2e13, "mps": 4e12}  # of a core, of a device, where none was calibrated
+PART_OF_CALIBRATED = 0.3  # that a model's own operations reach of a matrix product's rate
+UPDATE_FLOP_PER_PARAMETER = 40.0  # an optimizer's step, in operations that take as long
+DISPATCH_S = {"cpu": 0.0, "cuda": 2e-3, "mps": 4e-3}  # a pass's launches, which no device makes shorter
+BUILD_S = 0.5  # a warm worker's setup of a small model
+COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save
+STATE_COPIES = 4
+SPEED_STEP = math.log(1.1)  # speeds count in steps of 10%: a calibration is no better than that
+
+MEASURED, REFINED = 0.15, 0.05  # relative uncertainty of a probe, and of what real training has refined
+OTHER_CLASS, OUTSIDE, ESTIMATED, UNKNOWN = 0.4, 0.5, 1.0, 9.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A job as predictions see it."""
+
+    options: TrainOptions
+    facts: Facts
+    known: Measured = Measured()
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """None where the number of samples is known on the nodes only."""
+        o = self.options
+        samples = self.facts.train_samples
+        return Grid(samples, o.batch_size, o.microbatches, o.drop_last, o.seed) if samples else None
+
+    @property
+    def cell_samples(self) -> int:
+        return -(-self.options.batch_size // self.options.microbatches)
+
+    @cached_property
+    def links(self) -> Mapping[tuple[str, str], Link]:
+        return {link.ends: link for link in self.known.links}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """One worker's costs on an otherwise idle node. cell_s: of a full microbatch. uncertainty: of the times, relative.
+
+    doubt: what makes them uncertain, "" where they were measured for this microbatch on this hardware class.
+    """
+
+    profile: Profile
+    cell_s: float
+    update_s: float
+    uncertainty: float
+    doubt: str = ""
+
+
+def costs(work: Workload, node: Node, kind: str) -> Costs:
+    """Of this job on one device of the node; kind: "cpu", "cuda" or "mps"."""
+    speed = speed_of(node, kind)
+    measured = [profile for profile in work.known.profiles if profile.device == kind and profile.cells]
+    here = next((profile for profile in measured if profile.hardware_class == node.hardware_class), None)
+    if here is not None:
+        uncertainty, doubt = (REFINED if here.steps else MEASURED), ""
+        return _scaled(work, here, _times_slower(here, speed), uncertainty, doubt)
+    elsewhere = [profile for profile in measured if profile.flop_per_s and speed]
+    if elsewhere:
+        nearest = min(elsewhere, key=lambda p: (abs(_times_slower(p, speed) - 1), p.hardware_class))
+        doubt = f"measured on {nearest.hardware_class}, carried over to {node.hardware_class} by the nodes' speeds"
+        return _scaled(work, nearest, _times_slower(nearest, speed), OTHER_CLASS, doubt)
+    profile, known = estimated(work, node.hardware_class, kind, speed)
+    uncertainty, doubt = (ESTIMATED, _estimated_from(work, speed)) if known else (UNKNOWN, UNKNOWN_SIZE)
+    return _scaled(work, profile, 1.0, uncertainty, doubt)
+
+
+UNKNOWN_SIZE = "the model's size is not known before it is built, and no probe has run"
+
+
+def _estimated_from(work: Workload, speed: float | None) -> str:
+    flop = work.facts.flop_per_sample
+    counted = f"{flop:.2g} FLOP a sample" if flop else f"{work.facts.parameters or 0:.2g} parameters"
+    return f"estimated from {counted} and {'the calibrated' if speed else 'a usual'} speed: no probe has run"
+
+
+def speed_of(node: Node, kind: str) -> float | None:
+    """FLOP/s of a core, or of the slowest device of a kind, in steps of 10%; None where it is not calibrated."""
+    found = [c.flop_per_s for c in node.speed if c.device.split(":")[0] == kind and c.flop_per_s > 0]
+    return math.exp(round(math.log(min(found)) / SPEED_STEP) * SPEED_STEP) if found else None
+
+
+def _times_slower(profile: Profile, speed: float | None) -> float:
+    """How much longer the profile's times are at this speed; 1 where one of both is not known."""
+    if not speed or not profile.flop_per_s:
+        return 1.0
+    return math.exp(round(math.log(profile.flop_per_s / speed) / SPEED_STEP) * SPEED_STEP)
+
+
+def estimated(work: Workload, hardware_class: str, kind: str, speed: float | None) -> tuple[Profile, bool]:
+    """(a profile from the model's size and the node's speed alone, whether that size is known).
+
+    Operations as in `grid.default_microbatches`: a forward's thrice, and what a pass costs whatever its samples.
+    """
+    parameters, nbytes = work.facts.parameters or 0, work.facts.parameter_bytes or 0
+    forward = work.facts.flop_per_sample if work.facts.flop_per_sample is not None else 2.0 * parameters
+    threads = work.options.threads if kind == "cpu" else 1
+    rate = PART_OF_CALIBRATED * (speed or USUAL_FLOP_PER_S[kind]) * threads
+    size = work.cell_samples
+    flop = 3 * forward * size + CELL_FLOP_PER_PARAMETER * parameters + (CELL_FLOP if kind == "cpu" else 0.0)
+    made = Profile(
+        hardware_class=hardware_class,
+        device=kind,
+        cells=(CellTime(samples=size, seconds=flop / rate + DISPATCH_S[kind]),),
+        cell_samples=size,
+        update_s=UPDATE_FLOP_PER_PARAMETER * parameters / rate,
+        state_bytes=STATE_COPIES * nbytes,
+        activation_bytes=0,
+        worker_bytes=COPIES_ALONE * nbytes,
+        exchange_bytes=nbytes,
+        build_s=BUILD_S,
+        flop_per_s=speed,
+        at=0.0,
+    )
+    return made, work.facts.parameters is not None or work.facts.flop_per_sample is not None
+
+
+def _scaled(work: Workload, profile: Profile, slower: float, uncertainty: float, doubt: str) -> Costs:
+    seconds, inside = cell_seconds(profile.cells, work.cell_samples)
+    if not inside:
+        sizes = [cell.samples for cell in profile.cells]
+        outside = f"microbatches of {work.cell_samples} samples, where {_span(sizes)} were measured"
+        uncertainty, doubt = uncertainty + OUTSIDE, "; ".join(filter(None, (doubt, outside)))
+    return Costs(profile, seconds * slower, profile.update_s * slower, uncertainty, doubt)
+
+
+def _span(sizes: list[int]) -> str:
+    return f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+
+
+def cell_seconds(cells: tuple[CellTime, ...], samples: int) -> tuple[float, bool]:
+    """(seconds of a microbatch of so many samples, whether that lies within the measured sizes).
+
+    Between two sizes and beyond them: on the straight line through the nearest two, never below none; a single size is
+    taken in proportion.
+    """
+    inside = cells[0].samples <= samples <= cells[-1].samples
+    if len(cells) == 1:
+        return cells[0].seconds * samples / cells[0].samples, inside
+    at = next((i for i, cell in enumerate(cells[1:-1]) if samples <= cell.samples), len(cells) - 2)
+    low, high = cells[at], cells[at + 1]
+    slope = (high.seconds - low.seconds) / (high.samples - low.samples)
+    least = cells[0].seconds * min(1.0, samples / cells[0].samples)
+    return max(low.seconds + slope * (samples - low.samples), least if not inside else 0.0), inside
