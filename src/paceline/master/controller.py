@@ -270,7 +270,7 @@ class Controller:
     async def _recruit(self, job: Job) -> None:
         found = next_worker(job, self._cluster.nodes(), time.monotonic())
         if found is not None:
-            await self._handle(job.id, Recruited(job.attempt, found.placement, found.cell_s, found.because))
+            await self._handle(job.id, Recruited(job.attempt, **vars(found)))
 
     def _plan(self, job: Job) -> Plan:
         submission = job.submission
@@ -290,5 +290,5 @@ class Controller:
                     await self._handle(job_id, Unplaced(refusal.to_json()))
                     continue
                 return False
-            await self._handle(job_id, Planned(plan))
+            await self._handle(job_id, Planned(plan, tuple(self._cluster.nodes())))
         return True

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.master.members import FIRST_ROUNDS, smoothed
-from paceline.master.shown import SetAside, Shown
+from paceline.master.shown import SetAside
 from paceline.master.states import Command, Job, Record, Running
 from paceline.messages import Trained
 from paceline.plan import NodeReason
-from paceline.planner.reconsider import Course, Drop, Gain, Member, Straggler, reconsider, stragglers
+from paceline.planner.reconsider import Add, Course, Drop, Member, Straggler, reconsider, stragglers
 from paceline.stop import MaxTime, leaves, step_bound
 
 SETTLED_ROUNDS = 4  # of the same members and shares, before anything is concluded from them
@@ -58,8 +58,7 @@ def correct(job: Job, state: Running, now: float) -> tuple[Running, list[Command
     decision = reconsider(course)
     if isinstance(decision, Drop) and not is_fixed(job):
         left = [member for member in course.members if member.rank in decision.ranks]
-        nodes = [member.node for member in left]
-        told.append(Record("corrected", {"change": "drop", **numbers(decision.gain, nodes, decision.reason)}))
+        told.append(record_of(decision, [member.node.name for member in left]))
         state = _let_go(state, left, decision, now)
     return state, told
 
@@ -75,26 +74,22 @@ def course_of(job: Job, state: Running, now: float) -> Course | None:
     if shown.rounds < SETTLED_ROUNDS or state.rounds <= FIRST_ROUNDS or shown.step_s is None or shown.first_s is None:
         return None
     members = tuple(
-        Member(
-            rank=worker.placement.rank,
-            node_id=worker.placement.node_id,
-            node=worker.placement.node_name,
-            cell_s=worker.cell_s,
-            rest_s=worker.rest_s,
-            cells=worker.placement.share[1] - worker.placement.share[0],
-        )
+        Member(worker.placement.rank, job.nodes[worker.placement.node_id], worker.cell_s, worker.rest_s)
         for worker in workers
-        if worker.cell_s and worker.rest_s is not None
+        if worker.cell_s and worker.rest_s is not None and worker.placement.node_id in job.nodes
     )
     if len(members) < len(workers):
         return None
     return Course(
         members=members,
         microbatches=state.plan.microbatches,
+        gradient_bytes=state.gradient_bytes,
+        threads=job.submission.options.threads,
         step_s=shown.step_s,
         exchange_s=shown.exchange_s,
         change_s=max(0.0, shown.first_s - shown.step_s),
         steps_to_go=_steps_to_go(job, state, shown.step_s, now),
+        links=job.known.links,
     )
 
 
@@ -111,7 +106,7 @@ def _steps_to_go(job: Job, state: Running, step_s: float, now: float) -> float:
 
 def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) -> Running:
     """They leave as soon as they can be spared. What was measured on their nodes is not held against these later."""
-    shown, nodes = state.shown, {member.node_id for member in left}
+    shown, nodes = state.shown, {member.node.id for member in left}
     aside = dict(shown.set_aside)
     for node_id in nodes:
         times = aside[node_id].times + 1 if node_id in aside else 1
@@ -123,7 +118,7 @@ def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) 
         node_cell_s={node_id: cell_s for node_id, cell_s in shown.node_cell_s.items() if node_id not in nodes},
         enough=len(state.members) - len(left),
     )
-    names = {member.node for member in left}
+    names = {member.node.name for member in left}
     reasons = [
         NodeReason(node=reason.node, taken=False, reason=decision.reason) if reason.node in names else reason
         for reason in state.plan.reasons
@@ -132,22 +127,26 @@ def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) 
     return replace(state, leaving=state.leaving | set(decision.ranks), plan=plan, shown=shown)
 
 
-def numbers(gain: Gain, nodes: Sequence[str], reason: str) -> dict[str, Any]:
-    """What the record of a change says."""
-    return {
+def record_of(decision: Drop | Add, nodes: Sequence[str]) -> Record:
+    """Why the members change, in numbers."""
+    gain = decision.gain
+    data = {
+        "change": "drop" if isinstance(decision, Drop) else "add",
         "nodes": sorted(nodes),
         "step_s": gain.step_s,
         "predicted_step_s": gain.predicted_step_s,
         "change_s": gain.change_s,
-        "steps_to_go": None if math.isinf(gain.steps_to_go) else round(gain.steps_to_go),
-        "reason": reason,
+        "steps_to_go": round(gain.steps_to_go),
+        "saves_s": gain.saves_s,
+        "reason": decision.reason,
     }
+    return Record("corrected", data)
 
 
 def _straggling(one: Straggler) -> dict[str, Any]:
     return {
         "rank": one.member.rank,
-        "node": one.member.node,
+        "node": one.member.node.name,
         "cell_s": one.member.cell_s,
         "others_cell_s": one.others_cell_s,
         "costs_s": one.costs_s,

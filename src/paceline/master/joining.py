@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from paceline.master import members
+from paceline.master import correcting, members
 from paceline.master.ends import end
 from paceline.master.starting import SETUP_BOUND_S, built, greeted, mismatch, setup_of
 from paceline.master.states import (
@@ -36,12 +36,15 @@ def recruit(job: Job, state: Running, recruited: Recruited) -> Outcome:
     # ranks are never used twice in an attempt: a late word of a dead worker must not match a living one
     placement = recruited.placement.model_copy(update={"rank": state.next_rank})
     building = {**state.building, placement.rank: (placement, "")}
-    shown, told = state.shown, []
+    shown, told = state.shown, list[Command]()
     if recruited.cell_s is not None:
         shown = replace(shown, node_cell_s={**shown.node_cell_s, placement.node_id: recruited.cell_s})
-    if recruited.because is not None:
-        shown, told = replace(shown, enough=len(state.workers) + len(building)), [Record("corrected", recruited.because)]
-    job = replace(job, state=replace(state, building=building, next_rank=state.next_rank + 1, shown=shown))
+    if recruited.decision is not None:
+        shown = replace(shown, enough=len(state.workers) + len(building))
+        told.append(correcting.record_of(recruited.decision, [recruited.decision.node]))
+    nodes = {**job.nodes, recruited.node.id: recruited.node} if recruited.node else job.nodes
+    state = replace(state, building=building, next_rank=state.next_rank + 1, shown=shown)
+    job = replace(job, state=state, nodes=nodes)
     bound = SetTimer(SETUP_BOUND_S, Late(job.attempt, _setup_wait(placement.rank)))
     more: list[Command] = [Enqueue()] if job.wanted else []
     return job, [*told, StartWorkers(job.attempt, (placement,)), bound, *more]

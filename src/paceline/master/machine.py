@@ -63,8 +63,8 @@ def step(job: Job, event: Event, now: float) -> Outcome:
     match event, job.state:
         case CancelRequested(), _:
             return end(job, Cancelled(), now)
-        case Planned(plan), Queued() | Waiting():
-            return starting.start(job, plan)
+        case Planned() as planned, Queued() | Waiting():
+            return starting.start(job, planned)
         case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
             job = replace(job, state=Waiting(error["fact"]))
             return job, [state_record(job), Record("warning", error)]

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import nlargest
 from statistics import fmean
-from typing import Any
 
 from paceline.errors import Unplaceable
-from paceline.master.correcting import course_of, is_fixed, numbers
+from paceline.master.correcting import course_of, is_fixed
 from paceline.master.states import Job, Running
 from paceline.plan import Node, Placement
 from paceline.planner.planner import one_more
-from paceline.planner.reconsider import CLEAR_GAIN, Add, Course, Gain, Member, worth_adding
+from paceline.planner.reconsider import Add, Course, Gain, Keep, Member, worth_adding
+
+MOST_CANDIDATES = 16  # nodes that are looked at for one more worker: the fastest ones
 
 
 @dataclass(frozen=True)
 class Newcomer:
-    """cell_s: seconds that a cell is expected to take there; None where nothing tells. because: of a decision, what its
-    record says; None where the place of one that is lost, or was asked for, is filled.
+    """cell_s: seconds that a cell is expected to take there; None where nothing tells. decision: None where the place of
+    one that is lost, or was asked for, is filled.
     """
 
     placement: Placement
+    node: Node
     cell_s: float | None
-    because: dict[str, Any] | None = None
+    decision: Add | None = None
 
 
 def next_worker(job: Job, nodes: Sequence[Node], now: float) -> Newcomer | None:
@@ -34,41 +37,44 @@ def next_worker(job: Job, nodes: Sequence[Node], now: float) -> Newcomer | None:
     if is_fixed(job) or staying < state.shown.enough:
         open_to = nodes if is_fixed(job) else [node for node in nodes if _may_be_asked(state, node.id, now)]
         place = _place(job, state, open_to)
-        return Newcomer(place, _expected(state, nodes, place.node_id)) if place else None
+        return _newcomer(job, state, nodes, place) if place else None
     course = course_of(job, state, now)
     if course is None or state.building or state.leaving:
         return None
-    found = [_judged(job, state, course, nodes, node, now) for node in nodes]
-    worth = [(add.gain.predicted_step_s, place.node_id, place, add) for place, add in filter(None, found)]
-    if not worth:
-        return None
-    _, node_id, place, add = min(worth, key=lambda choice: choice[:2])
-    because = {"change": "add", **numbers(add.gain, [add.node], add.reason)}
-    return Newcomer(place, _expected(state, nodes, node_id), because)
+    free = [node for node in nodes if node.free_cores >= job.submission.options.threads]
+    candidates = nlargest(MOST_CANDIDATES, free, key=lambda node: max((c.flop_per_s for c in node.speed), default=0.0))
+    judged = [_judged(job, state, course, node, now) for node in candidates]
+    worth = [(one.decision.gain.predicted_step_s, one.node.id, one) for one in judged if one and one.decision]
+    return min(worth, key=lambda choice: choice[:2])[2] if worth else None
 
 
-def _judged(
-    job: Job, state: Running, course: Course, nodes: Sequence[Node], node: Node, now: float
-) -> tuple[Placement, Add] | None:
-    """A place on this node and what it is predicted to bring; None where there is none, or it brings too little."""
+def _judged(job: Job, state: Running, course: Course, node: Node, now: float) -> Newcomer | None:
+    """A place on this node with what it is predicted to bring; None where there is none, or it brings too little."""
     place = _place(job, state, [node])
     if place is None:
         return None
-    if not _may_be_asked(state, node.id, now):
-        decision = _was_faster(state, course, node)
-    else:
+    newcomer = _newcomer(job, state, [node], place)
+    if _may_be_asked(state, node.id, now):
         typical = fmean(member.cell_s for member in course.members)
-        cell_s = _expected(state, nodes, node.id) or typical
+        cell_s = newcomer.cell_s or typical
         rest_s = fmean(member.rest_s for member in course.members) * cell_s / typical
-        decision = worth_adding(course, Member(state.next_rank, node.id, node.name, cell_s, rest_s, 0))
-    return (place, decision) if isinstance(decision, Add) else None
+        decision = worth_adding(course, Member(state.next_rank, node, cell_s, rest_s))
+    else:
+        decision = _was_faster(state, course, node)
+    return replace(newcomer, decision=decision) if isinstance(decision, Add) else None
 
 
-def _was_faster(state: Running, course: Course, node: Node) -> Add | None:
+def _newcomer(job: Job, state: Running, nodes: Sequence[Node], place: Placement) -> Newcomer:
+    node = next(node for node in nodes if node.id == place.node_id)
+    return Newcomer(place, node, _expected(state, [*job.nodes.values(), node], node.id))
+
+
+def _was_faster(state: Running, course: Course, node: Node) -> Keep | Add:
     """A node that was set aside comes back at once where the job turned out to be slower without it."""
     aside = state.shown.set_aside[node.id]
     gain = Gain(course.step_s, aside.step_s, course.change_s, course.steps_to_go)
-    return Add(node.name, gain, f"with {node.name}, as before, {gain}") if gain.is_clear else None
+    text = f"with {node.name}, as before, {gain}"
+    return Add(node.name, gain, text) if gain.is_clear else Keep(text)
 
 
 def _may_be_asked(state: Running, node_id: str, now: float) -> bool:

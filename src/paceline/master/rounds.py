@@ -159,7 +159,7 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     torn = [answer.reason for answer in done.values() if isinstance(answer, PeerLost)]
     if torn:
         state = members.broken(state)
-    else:
+    elif all(isinstance(answer, Trained) for answer in done.values()):
         state = correcting.observe(state, {rank: a for rank, a in done.items() if isinstance(a, Trained)})
     if furthest.losses or not torn:
         state = replace(state, torn=0)

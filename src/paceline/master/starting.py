@@ -17,6 +17,7 @@ from paceline.master.states import (
     Job,
     Late,
     Outcome,
+    Planned,
     Record,
     Running,
     Send,
@@ -27,24 +28,27 @@ from paceline.master.states import (
     Worker,
 )
 from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
-from paceline.plan import Placement, Plan
+from paceline.plan import Placement
 
 SETUP_BOUND_S = 900.0
 TICK_S = 1.0
 SETUP = "setup"
+BYTES_OF_A_GRADIENT = 4  # of a parameter's, in float32
 
 Building = Mapping[int, tuple[Placement, str]]
 
 
-def start(job: Job, plan: Plan) -> Outcome:
+def start(job: Job, planned: Planned) -> Outcome:
     """The next attempt, as it was planned."""
-    attempt = job.attempt + 1
+    attempt, plan = job.attempt + 1, planned.plan
     building = {placement.rank: (placement, "") for placement in plan.workers}
     job = replace(
         job,
         attempt=attempt,
         fruitless=job.fruitless + 1,
         hardware_class=job.hardware_class or plan.hardware_class,
+        nodes={node.id: node for node in planned.nodes},
+        known=planned.known,
         state=Starting(plan, building),
     )
     return job, [
@@ -123,6 +127,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
     running = Running(
         plan=state.plan,
         grid=Grid(ready.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed),
+        gradient_bytes=BYTES_OF_A_GRADIENT * ready.parameters,
         fingerprint=ready.fingerprint,
         members=ranks,
         workers=state.workers,

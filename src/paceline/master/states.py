@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
 from paceline.master.shown import Shown
+from paceline.measured import Measured
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -21,7 +22,8 @@ from paceline.messages import (
     ToWorker,
     TrainRound,
 )
-from paceline.plan import Placement, Plan
+from paceline.plan import Node, Placement, Plan
+from paceline.planner.reconsider import Add
 from paceline.spec import Submission
 from paceline.stop import StopCondition
 
@@ -114,7 +116,8 @@ class Starting:
 
 @dataclass(frozen=True)
 class Running:
-    """members: ranks that train, in the group's order; workers also has those that are ready to join.
+    """members: ranks that train, in the group's order; workers also has those that are ready to join. gradient_bytes:
+    of a step.
 
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
@@ -126,6 +129,7 @@ class Running:
 
     plan: Plan
     grid: Grid
+    gradient_bytes: int
     fingerprint: str
     members: tuple[int, ...]
     workers: Mapping[int, Worker]
@@ -193,7 +197,8 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. nodes, known: what the
+    present attempt was planned by, by node id.
     """
 
     id: str
@@ -207,6 +212,8 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    known: Measured = Measured()
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -232,9 +239,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Planned:
-    """The planner's decision for the next attempt."""
+    """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
+    nodes: tuple[Node, ...] = ()
+    known: Measured = Measured()
 
 
 @dataclass(frozen=True)
@@ -248,14 +257,15 @@ class Unplaced:
 class Recruited:
     """A place for one more worker of a running attempt; the placement's rank is not used.
 
-    cell_s: seconds that a cell is expected to take there, None where nothing tells. because: what the record of the
-    decision to take it in says, where there was one.
+    node: it is on. cell_s: seconds that a cell is expected to take there, None where nothing tells. decision: None
+    where the place of one that is lost, or was asked for, is filled.
     """
 
     attempt: int
     placement: Placement
+    node: Node | None = None
     cell_s: float | None = None
-    because: dict[str, Any] | None = None
+    decision: Add | None = None
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,53 @@
 """Whether a running job would be faster on other nodes: pure, from what it has shown, each answer with its numbers.
 
-A step takes as long as its slowest member works, and then the part of the exchange that nothing hides. A change must
-make a step clearly faster, and win back over the steps to go more than it costs: what is within the noise is kept.
+A step takes as long as its slowest member works, and then the part of the exchange that nothing hides; how that would
+change with other members is predicted (`planner/exchange.py`). A change must make a step clearly faster, and win back
+over the steps to go more than it costs: what is within the noise is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from statistics import median
 
 from paceline.measured import Link
+from paceline.plan import Node
+from paceline.planner.exchange import exchange
+from paceline.shares import num_nodes, split_by_speed
 
 CLEAR_GAIN = 0.1  # of a step's time: measured speeds are off by half of that
 WORTH = 2.0  # times what a change costs, that it must win back
 STRAGGLES = 1.5  # times the others' median for a microbatch
 STRAGGLES_NO_MORE = 1.25
-BISECTIONS = 40
+MOST_SINGLES = 8  # members that are looked at one by one: the slowest
 
 
 @dataclass(frozen=True)
 class Member:
-    """A worker. cell_s: its seconds for a microbatch; rest_s: for what else it does in a step, exchanges aside.
-
-    cells: of its present share.
-    """
+    """A worker. cell_s: its seconds for a microbatch; rest_s: for what else it does in a step, exchanges aside."""
 
     rank: int
-    node_id: str
-    node: str
+    node: Node
     cell_s: float
     rest_s: float
-    cells: int
 
     @property
     def name(self) -> str:
-        return f"rank {self.rank} on {self.node}"
+        return f"rank {self.rank} on {self.node.name}"
 
 
 @dataclass(frozen=True)
 class Course:
     """How a job goes. step_s, exchange_s: measured of a step, and of its exchange what nothing hides.
 
-    change_s: what a change of members costs. steps_to_go: to the known bound. links: between nodes, by their ids.
+    change_s: what a change of members costs. steps_to_go: to the known bound. threads: of a worker.
     """
 
     members: tuple[Member, ...]
     microbatches: int
+    gradient_bytes: int
+    threads: int
     step_s: float
     exchange_s: float
     change_s: float
@@ -124,33 +124,29 @@ class Straggler:
 
 
 def reconsider(course: Course) -> Keep | Drop:
-    """Whether to go on without some of the members: the slowest few, or the one at the narrowest link."""
+    """Whether to go on without some of the members: any one of them, or the slowest few."""
     by_speed = sorted(course.members, key=lambda member: (-member.cell_s - member.rest_s, member.rank))
-    choices = [by_speed[:count] for count in range(1, len(by_speed))]
-    narrowest = _at_narrowest_link(course)
-    if narrowest is not None and len(course.members) > 2:
-        choices.append([narrowest])
-    gains = [(predicted_step_s(course, _without(course, some)), len(some), some) for some in choices]
-    if not gains:
+    if len(by_speed) == 1:
         return Keep("a job needs one worker")
-    predicted_s, _, some = min(gains, key=lambda found: found[:2])
+    choices = [*([member] for member in by_speed[:MOST_SINGLES]), *(by_speed[:-kept] for kept in _kept(len(by_speed)))]
+    found = [(predicted_step_s(course, _without(course, some)), len(some), some) for some in choices]
+    predicted_s, _, some = min(found, key=lambda choice: choice[:2])
     gain = Gain(course.step_s, predicted_s, course.change_s, course.steps_to_go)
-    without = ", ".join(member.name for member in some)
-    text = f"without {without} {gain}"
+    text = f"without {', '.join(member.name for member in some)} {gain}"
     return Drop(tuple(member.rank for member in some), gain, text) if gain.is_clear else Keep(text)
 
 
-def worth_adding(course: Course, newcomer: Member, exchange_s: float | None = None) -> Keep | Add:
-    """Whether one more worker makes the job clearly faster. exchange_s: with it, where that is predicted.
+def _kept(members: int) -> list[int]:
+    """How many of so many may stay: of few each number, of more each half of the one before."""
+    return [kept for kept in range(1, members) if members <= MOST_SINGLES or kept & (kept - 1) == 0]
 
-    A lone worker exchanges nothing, so that where nothing is predicted for it either, it can only be tried.
-    """
-    members = (*course.members, newcomer)
-    exchanged_s = _exchange_s(course, members) if exchange_s is None else exchange_s
-    predicted_s = working_s(members, course.microbatches) + exchanged_s
+
+def worth_adding(course: Course, newcomer: Member) -> Keep | Add:
+    """Whether one more worker makes the job clearly faster."""
+    predicted_s = predicted_step_s(course, (*course.members, newcomer))
     gain = Gain(course.step_s, predicted_s, course.change_s, course.steps_to_go)
-    text = f"with {newcomer.node} {gain}"
-    return Add(newcomer.node, gain, text) if gain.is_clear else Keep(text)
+    text = f"with {newcomer.node.name} {gain}"
+    return Add(newcomer.node.name, gain, text) if gain.is_clear else Keep(text)
 
 
 def stragglers(course: Course, known: frozenset[int] = frozenset()) -> list[Straggler]:
@@ -163,58 +159,33 @@ def stragglers(course: Course, known: frozenset[int] = frozenset()) -> list[Stra
         usual_s = median(others)
         if member.cell_s > (STRAGGLES_NO_MORE if member.rank in known else STRAGGLES) * usual_s:
             as_usual = [replace(m, cell_s=usual_s) if m is member else m for m in course.members]
-            now_s, then_s = (working_s(some, course.microbatches) for some in (course.members, as_usual))
-            found.append(Straggler(member, usual_s, now_s - then_s, course.step_s))
+            now_s, then_s = (_working(course, some)[0] for some in (course.members, as_usual))
+            found.append(Straggler(member, usual_s, max(0.0, now_s - then_s), course.step_s))
     return found
 
 
 def predicted_step_s(course: Course, members: Sequence[Member]) -> float:
-    """Seconds of a step of these members, a subset of the present ones, with the best shares."""
-    return working_s(members, course.microbatches) + _exchange_s(course, members)
+    """Seconds of a step of these members, with the shares that they would get.
+
+    The exchange changes from what it was measured to be as it would be predicted to; a lone worker's is predicted.
+    """
+    working_s, predicted_s = _working(course, members)
+    _, present_s = _working(course, course.members)
+    if present_s:
+        return working_s + course.exchange_s * predicted_s / present_s
+    return working_s + predicted_s
 
 
-def working_s(members: Sequence[Member], microbatches: int) -> float:
-    """Seconds until the last of the members has worked, with the best shares: the least time that holds all cells."""
-
-    def held(seconds: float) -> int:
-        return sum(int((seconds - member.rest_s) / member.cell_s) for member in members if seconds > member.rest_s)
-
-    least = max(member.rest_s for member in members)
-    most = least + microbatches * min(member.cell_s for member in members)
-    for _ in range(BISECTIONS):
-        middle = (least + most) / 2
-        least, most = (least, middle) if held(middle) >= microbatches else (middle, most)
-    return most
-
-
-def _exchange_s(course: Course, members: Sequence[Member]) -> float:
-    """As measured, by the traffic of a ring of so many, and by the narrowest link where all of them are known."""
-    now = len(course.members)
-    if len(members) == 1 or now == 1:
-        return 0.0
-    scaled = course.exchange_s * _ring(len(members)) / _ring(now)
-    narrowest, then = _narrowest(course, course.members), _narrowest(course, members)
-    return scaled * narrowest / then if narrowest and then else scaled
-
-
-def _ring(workers: int) -> float:
-    """Times the gradients' bytes that a worker sends."""
-    return 2 * (workers - 1) / workers
-
-
-def _narrowest(course: Course, members: Sequence[Member]) -> float | None:
-    """Bytes a second of the narrowest link between these members' nodes; None where one is not known."""
-    known = {link.ends: link.bytes_per_s for link in course.links}
-    pairs = combinations(sorted({member.node_id for member in members}), 2)
-    widths = [known.get((a, b)) for a, b in pairs]
-    return min((width for width in widths if width), default=None) if all(widths) else None
-
-
-def _at_narrowest_link(course: Course) -> Member | None:
-    """The member without which the narrowest link is widest."""
-    if _narrowest(course, course.members) is None:
-        return None
-    return max(course.members, key=lambda member: _narrowest(course, _without(course, [member])) or 0.0)
+def _working(course: Course, members: Sequence[Member]) -> tuple[float, float]:
+    """(seconds until the last of these members has worked, predicted seconds of their exchange)."""
+    cells = course.microbatches
+    shares = split_by_speed(cells, [member.cell_s for member in members])
+    sizes = [end - first for first, end in shares]
+    working_s = max(size * member.cell_s + member.rest_s for size, member in zip(sizes, members, strict=True))
+    partial_sums = [num_nodes(share, cells) for share in shares]
+    links = {link.ends: link for link in course.links}
+    hosts = [member.node for member in members]
+    return working_s, exchange(hosts, partial_sums, course.gradient_bytes, course.threads, links).seconds
 
 
 def _without(course: Course, some: Sequence[Member]) -> list[Member]:
