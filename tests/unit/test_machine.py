@@ -62,6 +62,7 @@ from paceline.messages import (
     EvaluateRound,
     Evidence,
     FromWorker,
+    Pace,
     PeerLost,
     Ready,
     Saved,
@@ -260,10 +261,16 @@ def orders(commands: list[Command]) -> dict[int, Any]:
     return {c.rank: c.message for c in commands if isinstance(c, Send)}
 
 
-def trained(order: TrainRound, **changes: Any) -> Trained:
+NO_PACE = Pace(steps=0, cells=0, seconds=0.0, busy_s=0.0, waited_s=0.0)
+
+
+def trained(order: TrainRound, cell_s: float | None = None, **changes: Any) -> Trained:
+    """cell_s: seconds for a microbatch, where the round measured it."""
     steps = order.to_step - order.from_step
     fields = {"from_step": order.from_step, "step": order.to_step, "losses": (1.0,) * steps, "seconds": 0.1}
-    return Trained(**{**fields, "busy_s": 0.1, "cells": steps, **changes})
+    measured = 0 if cell_s is None else steps
+    pace = Pace(steps=measured, cells=measured, seconds=0.1 * measured, busy_s=measured * (cell_s or 0.0), waited_s=0.0)
+    return Trained(**{**fields, "pace": pace, **changes})
 
 
 @pytest.mark.parametrize("when", ["starting", "running"])
@@ -553,7 +560,7 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
     ("cell_s", "shares"),
     [((0.1, 0.1025), ((0, 4), (4, 8))), ((0.1025, 0.1), ((0, 4), (4, 8))), ((0.1, 0.3), ((0, 6), (6, 8)))],
 )
-def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
+def test_shares_change_only_for_speeds_that_promise_a_clear_gain_and_the_group_stays(
     cell_s: tuple[float, float], shares: tuple[tuple[int, int], ...]
 ) -> None:
     job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
@@ -565,10 +572,10 @@ def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
         given = orders(commands)
         groups.append(given[0].group)
         for rank, order in given.items():
-            speed = {"busy_s": cell_s[rank], "cells": 1, "seconds": 0.4 * (order.to_step - order.from_step)}
-            job, commands = step(job, Answer(1, rank, trained(order, **speed)), turn + 1.0)
+            seconds = 0.4 * (order.to_step - order.from_step)
+            job, commands = step(job, Answer(1, rank, trained(order, cell_s[rank], seconds=seconds)), turn + 1.0)
     assert groups[-1].shares == shares
-    assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
+    assert len({group.key for group in groups}) == 1
 
 
 def test_a_new_group_begins_with_a_round_of_one_step_and_then_lengthens_it() -> None:
@@ -1133,7 +1140,7 @@ class Watched:
             Warned(error={"code": "disk_full", "fact": "f"}),
             Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
             Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),
-            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, busy_s=0.1, cells=1),
+            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, pace=NO_PACE),
             WorkerHello(pid=1, address="a"),
             Beat(step=at, cells=kind, phase="compute", stack="s"),
             WorkerFailed(error=UserCodeError("your code raised", "See it.").to_json()),

@@ -1,31 +1,31 @@
 """What measured times change in a running job: stragglers are named, who slows it down goes, who would help may come.
 
 Pure functions; the decisions are the planner's (`planner/reconsider.py`). A number of workers that the user asked for
-stays; the names of nodes that may be used bound who can come. A node that was set aside is asked again after a while,
+stays; the names of nodes that may be used bound who can come. A node that was let go is asked again after a while,
 each time a longer one, or at once where the job turned out to be faster with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paceline.master.members import FIRST_ROUNDS, smoothed
-from paceline.master.shown import SetAside
+from paceline.master.members import smoothed
+from paceline.master.shown import Shown
 from paceline.master.states import Command, Job, Record, Running
 from paceline.messages import Trained
 from paceline.plan import NodeReason
 from paceline.planner.reconsider import Add, Course, Drop, Member, Straggler, reconsider, stragglers
 from paceline.stop import MaxTime, leaves, step_bound
 
-SETTLED_ROUNDS = 4  # of the same members and shares, before anything is concluded from them
-SET_ASIDE_S = 60.0  # doubled each time
+NAMED_ROUNDS, SETTLED_ROUNDS = 2, 4  # of the same members and shares, before a straggler is named, or a member goes
+A_WHILE_S = 60.0  # doubled each time
 MOST_DOUBLINGS = 6
 
 
-def observe(state: Running, answers: dict[int, Trained]) -> Running:
+def observe(state: Running, answers: Mapping[int, Trained], now: float) -> Running:
     """Note what a committed round has shown of the group; the workers' own times are in `state.workers`."""
     shown = state.shown
     workers = [state.workers[rank] for rank in answers]
@@ -43,20 +43,30 @@ def observe(state: Running, answers: dict[int, Trained]) -> Running:
             exchange_s=smoothed(shown.exchange_s if shown.rounds else None, exchange_s),
             rounds=shown.rounds + 1,
         )
+    if shown.step_s is not None and shown.rounds >= SETTLED_ROUNDS:
+        choice = tuple(sorted(state.workers[rank].placement.node_id for rank in state.members))
+        shown = replace(shown, measured={**shown.measured, choice: (shown.step_s, now + _a_while_s(shown))})
     return replace(state, shown=shown)
+
+
+def _a_while_s(shown: Shown) -> float:
+    """How long what was found out counts: longer each time that it had to be found out again."""
+    return float(A_WHILE_S * 2 ** min(shown.drops, MOST_DOUBLINGS))
 
 
 def correct(job: Job, state: Running, now: float) -> tuple[Running, list[Command]]:
     """At a round's end: name stragglers, and let those go without whom the job is predicted to end sooner."""
-    course = course_of(job, state, now)
+    course = course_of(job, state, now, NAMED_ROUNDS)
     if course is None or state.leaving or state.stopping:
         return state, []
     slow = stragglers(course, state.shown.stragglers)
     named = state.shown.stragglers
     told: list[Command] = [Record("straggler", _straggling(one)) for one in slow if one.member.rank not in named]
     state = replace(state, shown=replace(state.shown, stragglers=frozenset(one.member.rank for one in slow)))
+    if is_fixed(job) or state.shown.rounds < SETTLED_ROUNDS:
+        return state, told
     decision = reconsider(course)
-    if isinstance(decision, Drop) and not is_fixed(job):
+    if isinstance(decision, Drop):
         left = [member for member in course.members if member.rank in decision.ranks]
         told.append(record_of(decision, [member.node.name for member in left]))
         state = _let_go(state, left, decision, now)
@@ -68,10 +78,10 @@ def is_fixed(job: Job) -> bool:
     return job.wish is not None or job.submission.options.resources.workers is not None
 
 
-def course_of(job: Job, state: Running, now: float) -> Course | None:
-    """What the planner judges by; None while too little is measured."""
+def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS) -> Course | None:
+    """What the planner judges by; None while fewer rounds than these are measured, with the present members and shares."""
     shown, workers = state.shown, [state.workers[rank] for rank in state.members]
-    if shown.rounds < SETTLED_ROUNDS or state.rounds <= FIRST_ROUNDS or shown.step_s is None or shown.first_s is None:
+    if shown.rounds < rounds or shown.step_s is None or shown.first_s is None:
         return None
     members = tuple(
         Member(worker.placement.rank, job.nodes[worker.placement.node_id], worker.cell_s, worker.rest_s)
@@ -90,6 +100,7 @@ def course_of(job: Job, state: Running, now: float) -> Course | None:
         change_s=max(0.0, shown.first_s - shown.step_s),
         steps_to_go=_steps_to_go(job, state, shown.step_s, now),
         links=job.known.links,
+        measured={choice: step_s for choice, (step_s, until) in shown.measured.items() if now < until},
     )
 
 
@@ -107,14 +118,11 @@ def _steps_to_go(job: Job, state: Running, step_s: float, now: float) -> float:
 def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) -> Running:
     """They leave as soon as they can be spared. What was measured on their nodes is not held against these later."""
     shown, nodes = state.shown, {member.node.id for member in left}
-    aside = dict(shown.set_aside)
-    for node_id in nodes:
-        times = aside[node_id].times + 1 if node_id in aside else 1
-        until = now + SET_ASIDE_S * 2 ** min(times - 1, MOST_DOUBLINGS)
-        aside[node_id] = SetAside(until, decision.gain.step_s, times)
+    until = now + _a_while_s(shown)
     shown = replace(
         shown,
-        set_aside=aside,
+        drops=shown.drops + 1,
+        set_aside={**shown.set_aside, **dict.fromkeys(nodes, until)},
         node_cell_s={node_id: cell_s for node_id, cell_s in shown.node_cell_s.items() if node_id not in nodes},
         enough=len(state.members) - len(left),
     )

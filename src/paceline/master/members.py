@@ -137,15 +137,15 @@ def stale(state: Running, training: Training) -> tuple[tuple[int, ...], int | No
 
 def note_pace(worker: Worker, pace: Pace) -> Worker:
     """Fold a round's measured times into the worker's."""
-    first, end = worker.placement.share
-    if first == end and worker.cell_s is not None:  # nothing tells whether it is still so slow: some day it is tried
-        return replace(worker, cell_s=(1 - FORGETTING) * worker.cell_s)
-    if not pace.cells:
+    if not pace.steps:
         return worker
     rest_s = max(0.0, pace.seconds - pace.busy_s - pace.waited_s) / pace.steps
-    return replace(
-        worker, cell_s=smoothed(worker.cell_s, pace.busy_s / pace.cells), rest_s=smoothed(worker.rest_s, rest_s)
-    )
+    worker = replace(worker, rest_s=smoothed(worker.rest_s, rest_s))
+    if pace.cells:
+        return replace(worker, cell_s=smoothed(worker.cell_s, pace.busy_s / pace.cells))
+    if worker.cell_s is None:
+        return worker
+    return replace(worker, cell_s=(1 - FORGETTING) * worker.cell_s)  # it may have become faster: some day it is tried
 
 
 def smoothed(before: float | None, seconds: float) -> float:

@@ -12,7 +12,7 @@ from paceline.master.correcting import course_of, is_fixed
 from paceline.master.states import Job, Running
 from paceline.plan import Node, Placement
 from paceline.planner.planner import one_more
-from paceline.planner.reconsider import Add, Course, Gain, Keep, Member, worth_adding
+from paceline.planner.reconsider import Add, Course, Member, measured_s, worth_adding
 
 MOST_CANDIDATES = 16  # nodes that are looked at for one more worker: the fastest ones
 
@@ -54,13 +54,13 @@ def _judged(job: Job, state: Running, course: Course, node: Node, now: float) ->
     if place is None:
         return None
     newcomer = _newcomer(job, state, [node], place)
-    if _may_be_asked(state, node.id, now):
-        typical = fmean(member.cell_s for member in course.members)
-        cell_s = newcomer.cell_s or typical
-        rest_s = fmean(member.rest_s for member in course.members) * cell_s / typical
-        decision = worth_adding(course, Member(state.next_rank, node, cell_s, rest_s))
-    else:
-        decision = _was_faster(state, course, node)
+    typical = fmean(member.cell_s for member in course.members)
+    cell_s = newcomer.cell_s or typical
+    rest_s = fmean(member.rest_s for member in course.members) * cell_s / typical
+    member = Member(state.next_rank, node, cell_s, rest_s)
+    if not _may_be_asked(state, node.id, now) and measured_s(course, (*course.members, member)) is None:
+        return None
+    decision = worth_adding(course, member)
     return replace(newcomer, decision=decision) if isinstance(decision, Add) else None
 
 
@@ -69,17 +69,8 @@ def _newcomer(job: Job, state: Running, nodes: Sequence[Node], place: Placement)
     return Newcomer(place, node, _expected(state, [*job.nodes.values(), node], node.id))
 
 
-def _was_faster(state: Running, course: Course, node: Node) -> Keep | Add:
-    """A node that was set aside comes back at once where the job turned out to be slower without it."""
-    aside = state.shown.set_aside[node.id]
-    gain = Gain(course.step_s, aside.step_s, course.change_s, course.steps_to_go)
-    text = f"with {node.name}, as before, {gain}"
-    return Add(node.name, gain, text) if gain.is_clear else Keep(text)
-
-
 def _may_be_asked(state: Running, node_id: str, now: float) -> bool:
-    aside = state.shown.set_aside.get(node_id)
-    return aside is None or now >= aside.until
+    return now >= state.shown.set_aside.get(node_id, now)
 
 
 def _place(job: Job, state: Running, nodes: Sequence[Node]) -> Placement | None:

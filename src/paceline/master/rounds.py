@@ -160,7 +160,7 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     if torn:
         state = members.broken(state)
     elif all(isinstance(answer, Trained) for answer in done.values()):
-        state = correcting.observe(state, {rank: a for rank, a in done.items() if isinstance(a, Trained)})
+        state = correcting.observe(state, {rank: a for rank, a in done.items() if isinstance(a, Trained)}, now)
     if furthest.losses or not torn:
         state = replace(state, torn=0)
     elif not state.lost:  # a death explains itself, and is bounded by the attempts

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-
-@dataclass(frozen=True)
-class SetAside:
-    """A node that is not asked again before `until`, unless its job was faster with it. step_s: with it; times: so far."""
-
-    until: float
-    step_s: float
-    times: int = 1
+Choice = tuple[str, ...]  # node ids of a group's members, sorted
 
 
 @dataclass(frozen=True)
@@ -20,7 +13,10 @@ class Shown:
     """step_s, exchange_s, rounds: of the present members and shares: a step's seconds and its exchanges' part that
     nothing hides, smoothed, and the rounds that they are from. first_s: of the group's first round, which tells what a
     change costs. enough: workers that the last decision found enough; more are taken in only where they help.
-    node_cell_s: by node id, what a cell took there last. stragglers: ranks that were named. set_aside: by node id.
+    node_cell_s: by node id, what a cell took there last. stragglers: ranks that were named.
+
+    drops: how often members were let go. set_aside: nodes that are not asked again before a moment. measured: what a
+    step took with other members, and until when that counts.
     """
 
     step_s: float | None = None
@@ -30,7 +26,9 @@ class Shown:
     enough: int = 1
     node_cell_s: Mapping[str, float] = field(default_factory=dict)
     stragglers: frozenset[int] = frozenset()
-    set_aside: Mapping[str, SetAside] = field(default_factory=dict)
+    drops: int = 0
+    set_aside: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[Choice, tuple[float, float]] = field(default_factory=dict)
 
     def anew(self) -> Shown:
         """For other members or shares."""

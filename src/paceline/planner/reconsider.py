@@ -7,8 +7,8 @@ over the steps to go more than it costs: what is within the noise is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from paceline.measured import Link
@@ -41,7 +41,8 @@ class Member:
 class Course:
     """How a job goes. step_s, exchange_s: measured of a step, and of its exchange what nothing hides.
 
-    change_s: what a change of members costs. steps_to_go: to the known bound. threads: of a worker.
+    change_s: what a change of members costs. steps_to_go: to the known bound. threads: of a worker. measured: what a
+    step took with other members, by their nodes' ids, sorted.
     """
 
     members: tuple[Member, ...]
@@ -53,6 +54,7 @@ class Course:
     change_s: float
     steps_to_go: float
     links: tuple[Link, ...] = ()
+    measured: Mapping[tuple[str, ...], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Straggler:
 
 def reconsider(course: Course) -> Keep | Drop:
     """Whether to go on without some of the members: any one of them, or the slowest few."""
-    by_speed = sorted(course.members, key=lambda member: (-member.cell_s - member.rest_s, member.rank))
+    by_speed = sorted(course.members, key=lambda member: (-member.cell_s - member.rest_s, -member.rank))
     if len(by_speed) == 1:
         return Keep("a job needs one worker")
     choices = [*([member] for member in by_speed[:MOST_SINGLES]), *(by_speed[:-kept] for kept in _kept(len(by_speed)))]
@@ -165,15 +167,23 @@ def stragglers(course: Course, known: frozenset[int] = frozenset()) -> list[Stra
 
 
 def predicted_step_s(course: Course, members: Sequence[Member]) -> float:
-    """Seconds of a step of these members, with the shares that they would get.
+    """Seconds of a step of these members, with the shares that they would get: as measured, where they were tried.
 
     The exchange changes from what it was measured to be as it would be predicted to; a lone worker's is predicted.
     """
+    tried_s = measured_s(course, members)
+    if tried_s is not None:
+        return tried_s
     working_s, predicted_s = _working(course, members)
     _, present_s = _working(course, course.members)
     if present_s:
         return working_s + course.exchange_s * predicted_s / present_s
     return working_s + predicted_s
+
+
+def measured_s(course: Course, members: Sequence[Member]) -> float | None:
+    """What a step took with these members' nodes; None where they were not tried."""
+    return course.measured.get(tuple(sorted(member.node.id for member in members)))
 
 
 def _working(course: Course, members: Sequence[Member]) -> tuple[float, float]:
