@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +62,7 @@ from paceline.messages import (
     EvaluateRound,
     Evidence,
     FromWorker,
+    Group,
     Pace,
     PeerLost,
     Ready,
@@ -563,19 +564,30 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
 def test_shares_change_only_for_speeds_that_promise_a_clear_gain_and_the_group_stays(
     cell_s: tuple[float, float], shares: tuple[tuple[int, int], ...]
 ) -> None:
+    groups = groups_of_rounds([cell_s] * 8)
+    assert groups[-1].shares == shares
+    assert len({group.key for group in groups}) == 1
+
+
+def test_a_round_in_which_nothing_was_measured_moves_no_shares() -> None:
+    assert {group.shares for group in groups_of_rounds([None, *[(0.1, 0.1)] * 7])} == {((0, 4), (4, 8))}
+
+
+def groups_of_rounds(cell_s: Sequence[tuple[float, float] | None]) -> list[Group]:
+    """The group of each round of a job on two workers, which take so many seconds for a cell in that round."""
     job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
     for rank in (0, 1):
         job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
         job, commands = step(job, Answer(1, rank, ready(samples=8000)), 0.0)
     groups = []
-    for turn in range(8):
+    for turn, measured in enumerate(cell_s):
         given = orders(commands)
         groups.append(given[0].group)
         for rank, order in given.items():
             seconds = 0.4 * (order.to_step - order.from_step)
-            job, commands = step(job, Answer(1, rank, trained(order, cell_s[rank], seconds=seconds)), turn + 1.0)
-    assert groups[-1].shares == shares
-    assert len({group.key for group in groups}) == 1
+            answer = trained(order, measured[rank] if measured else None, seconds=seconds)
+            job, commands = step(job, Answer(1, rank, answer), turn + 1.0)
+    return groups
 
 
 def test_a_new_group_begins_with_a_round_of_one_step_and_then_lengthens_it() -> None:
