@@ -31,10 +31,11 @@ MEDIAN_AIM, WORST_AIM, SINGLE_AIM, PREDICTION_AIM = 0.05, 0.15, 0.05, 0.10
 
 @dataclass
 class Run:
-    """One job, cancelled once its rate is known. losses: of the steps at which it committed."""
+    """One job, cancelled once its rate is known. plan: the first; shares: by node, at the end. losses: by step."""
 
-    step_s: float
     plan: pl.Plan
+    step_s: float = 0.0
+    shares: dict[str, int] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
     corrections: list[dict[str, Any]] = field(default_factory=list)
 
@@ -65,7 +66,7 @@ def run(cluster: EmulatedCluster, case: Case, nodes: Nodes | None) -> Run:
 def _measured(job: pl.Job) -> Run:
     """Follow the job until its rate is known: some seconds after its first commit, and from enough commits."""
     commits: list[tuple[float, int]] = []
-    found = Run(0.0, job.plan)
+    found = Run(job.plan)
     deadline = time.monotonic() + TIMEOUT_S
     for event in job.events():
         if event.kind == "corrected":
@@ -78,6 +79,7 @@ def _measured(job: pl.Job) -> Run:
                 break
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {TIMEOUT_S:.0f} s: {LEAST_COMMITS} commits; there are {len(commits)}")
+    found.shares = {worker.node_name: worker.share[1] - worker.share[0] for worker in job.plan.workers}
     found.step_s = seconds_per_step(commits, SETTLE_S) or 0.0
     if not found.step_s:
         raise RuntimeError(f"the job ended by itself: {job.info()['state']}, {job.info()['error']}")
@@ -111,8 +113,7 @@ def compare(cluster: EmulatedCluster, case: Case, outcome: Outcome, losses: dict
 
 def predicted_step_s(plan: pl.Plan) -> float | None:
     """None where the plan predicts nothing."""
-    predicted = getattr(plan, "predicted", None)
-    return None if predicted is None else float(predicted.step_s)
+    return None if plan.predicted is None else plan.predicted.step_s
 
 
 def _nodes_of(plan: pl.Plan) -> list[str]:
@@ -120,8 +121,10 @@ def _nodes_of(plan: pl.Plan) -> list[str]:
 
 
 def _described(done: Run) -> dict[str, Any]:
-    shares = {worker.node_name: worker.share[1] - worker.share[0] for worker in done.plan.workers}
-    return {"shares": shares, "summary": done.plan.summary, "corrections": done.corrections}
+    planned = {worker.node_name: worker.share[1] - worker.share[0] for worker in done.plan.workers}
+    return {
+        "planned": planned, "at_the_end": done.shares, "summary": done.plan.summary, "corrections": done.corrections
+    }  # fmt: skip
 
 
 def run_cluster(name: str, cases: Sequence[Case], repeats: int) -> list[tuple[Outcome, bool]]:
