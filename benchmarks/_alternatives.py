@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from paceline.testing.hosts import HostSpec
 
 SAMPLES = 2048  # small, so that it is on every node soon, over the narrowest link too
-ALL_SUBSETS_UP_TO = 3  # nodes; of more, the fastest few and the slowest few
+ALL_SUBSETS_UP_TO = 3  # nodes
 optimizer = partial(torch.optim.AdamW, lr=1e-4)
 loss = cross_entropy
 
@@ -123,14 +123,15 @@ CASES: tuple[Case, ...] = (
 def alternatives(hosts: Sequence[HostSpec]) -> list[Nodes]:
     """Choices of nodes worth trying, fewest first: of each kind of choice one, since equal nodes are as good.
 
-    All subsets of few nodes; of more, the fastest few and the slowest few of every number.
+    All subsets of few nodes; of more, the fastest few of every number, the slowest one and the slower half.
     """
     by_speed = sorted(hosts, key=lambda host: (-(host.cpu or 1.0), host.name))
     counts = range(1, len(hosts) + 1)
     if len(hosts) <= ALL_SUBSETS_UP_TO:
         choices = [some for count in counts for some in combinations(by_speed, count)]
     else:
-        choices = [tuple(some) for count in counts for some in (by_speed[:count], by_speed[-count:])]
+        slowest = (tuple(by_speed[-count:]) for count in (1, len(hosts) // 2))
+        choices = [*(tuple(by_speed[:count]) for count in counts), *slowest]
     kinds = {tuple(sorted((host.cpu, host.mbit) for host in some)): some for some in reversed(choices)}
     return sorted((tuple(host.name for host in some) for some in kinds.values()), key=lambda names: (len(names), names))
 
