@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from paceline.explain import document, explained
 from paceline.measured import Calibration
 
 
@@ -90,17 +91,65 @@ class Prediction(BaseModel):
 
 
 class NodeReason(BaseModel):
-    """Why a node was taken or not, in numbers."""
+    """Why these nodes, by name, were taken or not, in numbers; they are alike for the job."""
 
     model_config = ConfigDict(frozen=True)
 
-    node: str
+    nodes: tuple[str, ...]
     taken: bool
     reason: str
 
 
+class NodePart(BaseModel):
+    """What a chosen node has to do. step_s: of its own microbatches. traffic_bytes_per_step: that its workers send."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step_s: float
+    finish_s: float | None
+    memory_bytes: int
+    traffic_bytes_per_step: int
+
+
+class ChosenNode(BaseModel):
+    """A node of the plan. share: its workers' cells [first, end). cores, memory: free there, for its workers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    workers: int
+    share: tuple[int, int]
+    cores: int
+    memory: int
+    price: float
+    predicted: NodePart
+
+
+class Alternative(BaseModel):
+    """What else was compared. workers_on: how many on each node, in rank order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: str
+    workers_on: dict[str, int]
+    predicted: Prediction
+    reason: str
+
+
+class Waiting(BaseModel):
+    """The plan is for later: the job has this place in the queue. expected_start_s: from now; None where it can't be told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: int
+    expected_start_s: float | None = None
+
+
 class Plan(BaseModel):
-    """The master's decision for a job. most_workers: as many as it would use, if more places were free."""
+    """The master's decision for a job. most_workers: as many as it would use, if more places were free.
+
+    waiting: None where it can start now. faster: what would make it faster, in numbers.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -113,14 +162,16 @@ class Plan(BaseModel):
     most_workers: int
     summary: str
     reasons: tuple[NodeReason, ...]
+    predicted: Prediction | None = None
+    nodes: tuple[ChosenNode, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    faster: tuple[str, ...] = ()
+    waiting: Waiting | None = None
 
     def explain(self) -> str:
-        """The decision as text: the workers with their shares, then one line for every node."""
-        lines = [f"{self.mode}: {self.summary}", ""]
-        lines += [f"  {'rank':<6}{'node':<20}{'device':<10}microbatches of {self.microbatches}"]
-        for worker in self.workers:
-            first, end = worker.share
-            lines.append(f"  {worker.rank:<6}{worker.node_name:<20}{worker.device:<10}{first}..{end - 1}")
-        lines += ["", "nodes"]
-        lines += [f"  {'+' if r.taken else '-'} {r.node:<20}{r.reason}" for r in self.reasons]
-        return "\n".join(lines)
+        """The decision as text: what is predicted, the chosen nodes, what else was compared, a line for each node."""
+        return explained(self)
+
+    def document(self) -> dict[str, Any]:
+        """The decision as `paceline plan --json` prints it: decision, chosen, alternatives, rejected."""
+        return document(self)

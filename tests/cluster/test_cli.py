@@ -186,10 +186,15 @@ def test_nodes_shows_the_masters_own_node_with_its_cores(shell: Shell, up: dict[
 def test_plan_tells_the_nodes_and_the_reasons_and_trains_nothing(shell: Shell, up: dict[str, Any]) -> None:
     before = shell.json("jobs")
     plan = shell.json("plan", "job.py", "--workers", "3")
-    assert [worker["share"] for worker in plan["workers"]] == [[0, 2], [2, 5], [5, 8]]
-    assert plan["reasons"][0]["taken"]
+    (node,) = plan["chosen"]["nodes"]
+    assert (plan["decision"]["answer"], plan["chosen"]["mode"], node["share"]) == ("granted", "exact", [0, 8])
+    for predicted in (plan["chosen"]["predicted"], node["predicted"]):
+        assert all(predicted[name] > 0 for name in ("step_s", "finish_s", "memory_bytes", "traffic_bytes_per_step"))
+    assert plan["rejected"] == []
     code, error = shell.error("plan", "job.py", "--workers", "5")
-    assert (code, error["code"]) == (6, "unplaceable")
+    assert (code, error["code"], error["details"]["counter"]) == (6, "unplaceable", {"resources": {"workers": 3}})
+    code, error = shell.error("plan", "job.py", "--deadline", "0.01")
+    assert (code, error["details"]["counter"]["deadline"] > 0.01) == (6, True)
     assert shell.json("jobs") == before
 
 

@@ -267,7 +267,7 @@ class SimulatedCluster:
         wanted = self.planned if self.job.wish is None else min(self.job.wish, cells, max(1, free))
         if isinstance(self.job.state, Queued | Waiting) and free >= wanted:
             plan = plan_of(split_evenly(cells, wanted), most_workers=wanted)
-            self._feed(Planned(plan, tuple(node(placement.node_id) for placement in plan.workers)))
+            self._feed(Planned(plan, nodes=tuple(node(placement.node_id) for placement in plan.workers)))
         elif isinstance(self.job.state, Running) and self.job.wanted and free > 0:
             name = f"node{next(self._nodes)}"
             place = Placement(rank=0, node_id=name, node_name=name, device="cpu", share=(0, 0))

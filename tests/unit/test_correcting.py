@@ -68,7 +68,7 @@ class Driven:
         self._orders: dict[int, TrainRound] = {}
         self.job = Job("job", sent)
         plan = plan_of(split_evenly(CELLS, workers), most_workers=most_workers or workers)
-        self.feed(Planned(plan, tuple(self.nodes)))
+        self.feed(Planned(plan, nodes=tuple(self.nodes)))
         for rank in range(workers):
             self.build(rank)
 

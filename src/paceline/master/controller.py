@@ -97,7 +97,7 @@ class Controller:
         return row
 
     def check_placeable(self, submission: Submission) -> None:
-        """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
+        """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
         try:
             plan_workers(self._cluster.nodes(), submission.options, submission.facts)
         except Unplaceable as refusal:
@@ -273,8 +273,9 @@ class Controller:
             await self._handle(job.id, Recruited(job.attempt, **vars(found)))
 
     def _plan(self, job: Job) -> Plan:
-        submission = job.submission
-        return plan_workers(self._cluster.nodes(), submission.options, submission.facts, job.wish, job.hardware_class)
+        facts = job.submission.facts
+        options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
+        return plan_workers(self._cluster.nodes(), options, facts, job.wish, job.hardware_class)
 
     async def _start_waiting(self) -> bool:
         """Whether no job waits for room; the first that must holds back those behind it."""
@@ -290,5 +291,5 @@ class Controller:
                     await self._handle(job_id, Unplaced(refusal.to_json()))
                     continue
                 return False
-            await self._handle(job_id, Planned(plan, tuple(self._cluster.nodes())))
+            await self._handle(job_id, Planned(plan, nodes=tuple(self._cluster.nodes())))
         return True

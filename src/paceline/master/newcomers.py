@@ -11,7 +11,7 @@ from paceline.errors import Unplaceable
 from paceline.master.correcting import course_of, is_fixed
 from paceline.master.states import Job, Running
 from paceline.plan import Node, Placement
-from paceline.planner.planner import one_more
+from paceline.planner.growth import one_more
 from paceline.planner.reconsider import Add, Course, Member, measured_s, worth_adding
 
 MOST_CANDIDATES = 16  # nodes that are looked at for one more worker: the fastest ones
@@ -75,7 +75,7 @@ def _may_be_asked(state: Running, node_id: str, now: float) -> bool:
 
 def _place(job: Job, state: Running, nodes: Sequence[Node]) -> Placement | None:
     try:
-        return one_more(nodes, state.plan, job.submission.options, job.submission.facts)
+        return one_more(nodes, state.plan, job.submission.options, job.submission.facts, job.known, job.wish)
     except Unplaceable:
         return None
 

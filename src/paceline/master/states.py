@@ -197,8 +197,8 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. nodes, known: what the
-    present attempt was planned by, by node id.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. known, nodes: what the
+    present attempt was planned by; nodes by their ids, with those that came since.
     """
 
     id: str
@@ -212,8 +212,8 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
-    nodes: Mapping[str, Node] = field(default_factory=dict)
     known: Measured = Measured()
+    nodes: Mapping[str, Node] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -242,8 +242,8 @@ class Planned:
     """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
-    nodes: tuple[Node, ...] = ()
     known: Measured = Measured()
+    nodes: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)

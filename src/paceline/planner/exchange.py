@@ -48,47 +48,67 @@ def exchange(
     tree_nodes: Sequence[int],
     gradient_bytes: int,
     threads: int,
-    links: Mapping[tuple[str, str], Link],
+    links: Mapping[str, Mapping[str, Link]],
 ) -> Exchange:
-    """hosts: each worker's, in rank order. tree_nodes: partial sums that each of them sends. threads: of each worker."""
+    """hosts: each worker's, in rank order. tree_nodes: partial sums that each of them sends. threads: of each worker.
+
+    links: the measured ones, by both of their ends.
+    """
     world = len(hosts)
     if world == 1:
         return Exchange()
     part, total = gradient_bytes / world, sum(tree_nodes)
     by_id = {host.id: host for host in hosts}
-    workers = Counter(host.id for host in hosts)
+    workers = Counter([host.id for host in hosts])
     nodes: Counter[str] = Counter()
     for host, number in zip(hosts, tree_nodes, strict=True):
         nodes[host.id] += number
-    sums_wire_s = sums_cpu_s = ring_cpu_s = 0.0
-    busy, unknown, latency_s, slowest = False, set(), 0.0, math.inf
+    ways = _Ways(workers, nodes, links)
+    sums_cpu_s = ring_cpu_s = 0.0
+    busy = False
     for name, mine in workers.items():
-        out_s = in_s = 0.0
-        for other, theirs in workers.items() if len(workers) > 1 else ():
-            if other == name:
-                continue
-            link = links.get((name, other) if name < other else (other, name))
-            if link is None:
-                unknown.add(frozenset((name, other)))
-                link = UNKNOWN_LINK
-            out_s += nodes[name] * theirs * part / link.bytes_per_s
-            in_s += nodes[other] * mine * part / link.bytes_per_s
-            latency_s, slowest = max(latency_s, link.latency_s), min(slowest, link.bytes_per_s)
         cores = max(1, min(by_id[name].cores, mine * threads))
         handled = nodes[name] * (world - 1) + mine * total - nodes[name]
-        sums_wire_s = max(sums_wire_s, out_s, in_s)
         sums_cpu_s = max(sums_cpu_s, handled * part * CPU_S_PER_BYTE / cores)
         ring_cpu_s = max(ring_cpu_s, 2 * mine * (world - 1) * part * CPU_S_PER_BYTE / cores)
         busy = busy or mine * threads >= by_id[name].cores
     buckets = max(1, math.ceil(gradient_bytes / BUCKET_BYTES))
-    sums_s = max(sums_wire_s, sums_cpu_s)
-    ring_s = max((world - 1) * part / slowest, ring_cpu_s)
+    sums_s = max(ways.busiest * part, sums_cpu_s)
+    ring_s = max((world - 1) * part / ways.slowest, ring_cpu_s)
     hops = math.ceil(buckets / SUMS_AT_ONCE) * world + world - 1  # in turn, with the ring that gathers the losses
     early_s = (sums_s - sums_cpu_s if busy else sums_s) * (buckets - 1) / buckets  # a busy core can't do both
     return Exchange(
-        seconds=sums_s + ring_s + hops * latency_s + (2 * buckets + 1) * COLLECTIVE_S,
+        seconds=sums_s + ring_s + hops * ways.latency_s + (2 * buckets + 1) * COLLECTIVE_S,
         early_s=early_s,
-        sent=tuple((world - 1) * part * (number + 1) for number in tree_nodes),
-        unknown=len(unknown),
+        sent=tuple([(world - 1) * part * (number + 1) for number in tree_nodes]),
+        unknown=ways.unknown,
         on_links=len(workers) > 1,
     )
+
+
+class _Ways:
+    """The links between the machines. busiest: seconds that one sends or receives for each byte of a slice in the
+    all-to-all, which goes over all of them at once. slowest: bytes/s; latency_s: the longest.
+    """
+
+    def __init__(
+        self, workers: Mapping[str, int], nodes: Mapping[str, int], links: Mapping[str, Mapping[str, Link]]
+    ) -> None:
+        self.busiest, self.latency_s, self.slowest = 0.0, 0.0, math.inf
+        world, total, known = sum(workers.values()), sum(nodes.values()), 0
+        for name, mine in workers.items():
+            measured = [(other, link) for other, link in links.get(name, {}).items() if other in workers]
+            known += len(measured)
+            theirs = sum([workers[other] for other, _ in measured])
+            partials = sum([nodes[other] for other, _ in measured])
+            out = nodes[name] * (world - mine - theirs) / UNKNOWN_LINK.bytes_per_s
+            out += sum([nodes[name] * workers[other] / link.bytes_per_s for other, link in measured])
+            into = (total - nodes[name] - partials) * mine / UNKNOWN_LINK.bytes_per_s
+            into += sum([nodes[other] * mine / link.bytes_per_s for other, link in measured])
+            self.busiest = max(self.busiest, out, into)
+            for _, link in measured:
+                self.latency_s, self.slowest = max(self.latency_s, link.latency_s), min(self.slowest, link.bytes_per_s)
+        self.unknown = len(workers) * (len(workers) - 1) // 2 - known // 2
+        if self.unknown:
+            self.latency_s = max(self.latency_s, UNKNOWN_LINK.latency_s)
+            self.slowest = min(self.slowest, UNKNOWN_LINK.bytes_per_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paceline.plan import Node, Prediction
 from paceline.planner.exchange import UNKNOWN_LINK, Exchange, exchange
@@ -19,6 +19,7 @@ FORM_S = 0.2  # that workers take to find each other, when there are several
 BACKWARD_PART = 2 / 3  # of a microbatch's time
 FORWARD_PART = 1 / 3
 LOOPBACK_UNCERTAIN, LINK_UNCERTAIN, UNKNOWN_LINK_UNCERTAIN = 0.3, 0.2, 1.0  # of an exchange's time, relative
+TIMED = 0.1  # of microbatches that training has timed
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,23 @@ class Slot:
         return self.device.split(":")[0]
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Workers in rank order with their costs. cell_s: each one's seconds for a microbatch beside the others of its node."""
+
+    slots: Sequence[Slot]
+    costs: Sequence[Costs]
+    cell_s: Sequence[float]
+    timed: bool = False
+
+
+def crew_of(work: Workload, slots: Sequence[Slot]) -> Crew:
+    each = [costs(work, slot.node, slot.kind) for slot in slots]
+    crowd = Counter([slot.node.id for slot in slots])
+    slower = {slot.node.id: slowdown(work, slot.node, crowd[slot.node.id]) for slot in slots}
+    return Crew(slots, each, [cost.cell_s * slower[slot.node.id] for slot, cost in zip(slots, each, strict=True)])
+
+
 def predict(
     work: Workload, slots: Sequence[Slot], shares: Sequence[Share], cell_s: Sequence[float] | None = None
 ) -> Prediction:
@@ -40,50 +58,49 @@ def predict(
 
     cell_s: each worker's measured seconds for a microbatch, where training has shown them; predicted if left out.
     """
-    each = [costs(work, slot.node, slot.kind) for slot in slots]
-    seconds = cell_s or _contended(work, slots, each)
-    exchanged = _exchange(work, slots, shares, each)
-    taking_part = [(end - first, s) for (first, end), s in zip(shares, seconds, strict=True) if end > first]
-    compute_s = max(cells * s for cells, s in taking_part)
-    window_s = BACKWARD_PART * min(s for _, s in taking_part)
-    hidden_s = min(exchanged.early_s, window_s)
-    update_s = max(cost.update_s for cost in each)
+    crew = crew_of(work, slots)
+    return predict_crew(work, crew if cell_s is None else replace(crew, cell_s=cell_s, timed=True), shares)
+
+
+def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Prediction:
+    """The same, for workers whose costs are worked out."""
+    exchanged = _exchange(work, crew, shares)
+    taking_part = [(end - first, s) for (first, end), s in zip(shares, crew.cell_s, strict=True) if end > first]
+    compute_s = max([cells * s for cells, s in taking_part])
+    hidden_s = min(exchanged.early_s, BACKWARD_PART * min([s for _, s in taking_part]))
+    update_s = max([cost.update_s for cost in crew.costs])
     step_s = compute_s + exchanged.seconds - hidden_s + update_s
-    start_s = max(cost.profile.build_s for cost in each) + (FORM_S if len(slots) > 1 else 0.0)
-    paced_s = step_s + _evaluation_s(work, seconds)
+    several = len(crew.slots) > 1
+    start_s = max([cost.profile.build_s for cost in crew.costs]) + (FORM_S if several else 0.0)
+    paced_s = step_s + _evaluation_s(work, crew.cell_s)
     finish_s = _finish_s(work, start_s, paced_s)
-    uncertainty, doubts = _doubts(each, exchanged, cell_s is not None, step_s)
+    uncertainty, doubts = _doubts(crew, exchanged, step_s)
     return Prediction(
         step_s=step_s,
         compute_s=compute_s,
         exchange_s=exchanged.seconds,
         hidden_s=hidden_s,
         update_s=update_s,
-        memory_bytes=max(worker_bytes(work, cost, len(slots)) for cost in each),
+        memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in {id(c): c for c in crew.costs}.values()]),
         traffic_bytes_per_step=round(exchanged.bytes),
         start_s=start_s,
         epoch_s=work.grid.steps_per_epoch * paced_s if work.grid else None,
         finish_s=finish_s,
-        cost=_cost(slots, finish_s),
+        cost=_cost(crew.slots, finish_s),
         uncertainty=uncertainty,
         extrapolated=bool(doubts),
         doubts=doubts,
     )
 
 
-def sent_by_each(work: Workload, slots: Sequence[Slot], shares: Sequence[Share]) -> tuple[float, ...]:
+def sent_by_each(work: Workload, crew: Crew, shares: Sequence[Share]) -> tuple[float, ...]:
     """Bytes that each worker sends in a step."""
-    return _exchange(work, slots, shares, [costs(work, slot.node, slot.kind) for slot in slots]).sent
-
-
-def predicted_cell_s(work: Workload, slots: Sequence[Slot]) -> list[float]:
-    """Seconds that each worker takes for a microbatch, with the others on its node at work."""
-    return _contended(work, slots, [costs(work, slot.node, slot.kind) for slot in slots])
+    return _exchange(work, crew, shares).sent
 
 
 def best_shares(work: Workload, slots: Sequence[Slot]) -> list[Share]:
     """Shares by predicted speed; a worker that would only be waited for gets none."""
-    return split_by_speed(work.options.microbatches, predicted_cell_s(work, slots))
+    return split_by_speed(work.options.microbatches, crew_of(work, slots).cell_s)
 
 
 def worker_bytes(work: Workload, cost: Costs, workers: int) -> int:
@@ -94,23 +111,19 @@ def worker_bytes(work: Workload, cost: Costs, workers: int) -> int:
     return WORKER_BASE_BYTES + max(0, round(profile.worker_bytes + cell)) + exchanged
 
 
-def _contended(work: Workload, slots: Sequence[Slot], each: Sequence[Costs]) -> list[float]:
-    """Workers of one node share its cores, with each other and with what else runs there."""
-    crowd = Counter(slot.node.id for slot in slots)
-    return [cost.cell_s * slowdown(work, slot.node, crowd[slot.node.id]) for slot, cost in zip(slots, each, strict=True)]
-
-
 def slowdown(work: Workload, node: Node, workers: int) -> float:
     """How much longer each of so many workers takes than one alone on an idle node."""
     others = max(0.0, node.load - max(0, node.cores - node.free_cores))  # load that is no job's of this master
     return max(1.0, (workers * work.options.threads + others) / max(1, node.cores))
 
 
-def _exchange(work: Workload, slots: Sequence[Slot], shares: Sequence[Share], each: Sequence[Costs]) -> Exchange:
+def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
+    if len(crew.slots) == 1:
+        return Exchange()
     cells = work.options.microbatches
-    gradient_bytes = max(cost.profile.exchange_bytes for cost in each)
+    gradient_bytes = max([cost.profile.exchange_bytes for cost in crew.costs])
     tree_nodes = [num_nodes(share, cells) for share in shares]
-    return exchange([slot.node for slot in slots], tree_nodes, gradient_bytes, work.options.threads, work.links)
+    return exchange([slot.node for slot in crew.slots], tree_nodes, gradient_bytes, work.options.threads, work.links)
 
 
 def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
@@ -148,18 +161,18 @@ def _cost(slots: Sequence[Slot], finish_s: float | None) -> float | None:
     return 0.0 if not an_hour else None if finish_s is None else an_hour * finish_s / 3600
 
 
-def _doubts(
-    each: Sequence[Costs], exchanged: Exchange, timed: bool, step_s: float
-) -> tuple[float, tuple[str, ...]]:
+def _doubts(crew: Crew, exchanged: Exchange, step_s: float) -> tuple[float, tuple[str, ...]]:
     """(relative uncertainty of the step's time, what was not measured)."""
-    least_known = max(each, key=lambda cost: cost.uncertainty)
-    of_compute = min(0.1, least_known.uncertainty) if timed else least_known.uncertainty
-    of_exchange = LINK_UNCERTAIN if exchanged.on_links else LOOPBACK_UNCERTAIN
-    doubts = dict.fromkeys(cost.doubt for cost in each if cost.doubt and not timed)
+    least_known = max(crew.costs, key=lambda cost: cost.uncertainty)
+    of_compute, of_exchange = least_known.uncertainty, LINK_UNCERTAIN if exchanged.on_links else LOOPBACK_UNCERTAIN
+    doubts = dict.fromkeys(cost.doubt for cost in crew.costs if cost.doubt)
+    if crew.timed:
+        of_compute, doubts = min(TIMED, of_compute), {}
     if exchanged.unknown:
         of_exchange = UNKNOWN_LINK_UNCERTAIN
         rate, latency = UNKNOWN_LINK.bytes_per_s * 8 / 1e6, UNKNOWN_LINK.latency_s * 1e3
         doubts[f"{exchanged.unknown} links not measured, taken as {rate:.0f} Mbit/s with {latency:g} ms"] = None
-    of_exchange = max(of_exchange, of_compute if not timed and least_known.doubt else 0.0)  # its bytes are guessed too
+    if doubts:
+        of_exchange = max(of_exchange, of_compute)  # where the times are guessed, so are the bytes
     exchanging = min(1.0, exchanged.seconds / step_s) if step_s else 0.0
     return exchanging * of_exchange + (1 - exchanging) * of_compute, tuple(doubts)

@@ -19,7 +19,9 @@ DISPATCH_S = {"cpu": 0.0, "cuda": 2e-3, "mps": 4e-3}  # a pass's launches, which
 BUILD_S = 0.5  # a warm worker's setup of a small model
 COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save
 STATE_COPIES = 4
-SPEED_STEP = math.log(1.1)  # speeds count in steps of 10%: a calibration is no better than that
+MOST_FLOP = 1e30  # of a step: what a client sends may be any number
+LEAST_S = 1e-9  # of a microbatch, so that rates are finite
+SPEED_STEP = math.log(1.05)  # speeds count in steps of 5%: a calibration is no better than that
 
 MEASURED, REFINED = 0.15, 0.05  # relative uncertainty of a probe, and of what real training has refined
 OTHER_CLASS, OUTSIDE, ESTIMATED, UNKNOWN = 0.4, 0.5, 1.0, 9.0
@@ -40,13 +42,24 @@ class Workload:
         samples = self.facts.train_samples
         return Grid(samples, o.batch_size, o.microbatches, o.drop_last, o.seed) if samples else None
 
-    @property
+    @cached_property
     def cell_samples(self) -> int:
         return -(-self.options.batch_size // self.options.microbatches)
 
     @cached_property
-    def links(self) -> Mapping[tuple[str, str], Link]:
-        return {link.ends: link for link in self.known.links}
+    def worked_out(self) -> tuple[dict[tuple[str, str], Costs], dict[tuple[str, str, float | None], Costs]]:
+        """Costs that are known already: by node and kind of device, and by hardware class, kind and speed."""
+        return {}, {}
+
+    @cached_property
+    def links(self) -> Mapping[str, Mapping[str, Link]]:
+        """The measured ones, by both of their ends."""
+        found: dict[str, dict[str, Link]] = {}
+        for link in self.known.links:
+            one, other = link.ends
+            found.setdefault(one, {})[other] = link
+            found.setdefault(other, {})[one] = link
+        return found
 
 
 @dataclass(frozen=True)
@@ -65,18 +78,28 @@ class Costs:
 
 def costs(work: Workload, node: Node, kind: str) -> Costs:
     """Of this job on one device of the node; kind: "cpu", "cuda" or "mps"."""
-    speed = speed_of(node, kind)
+    by_node, by_class = work.worked_out
+    found = by_node.get((node.id, kind))
+    if found is None:
+        key = (node.hardware_class, kind, speed_of(node, kind))
+        if key not in by_class:
+            by_class[key] = _worked_out(work, *key)
+        found = by_node[node.id, kind] = by_class[key]
+    return found
+
+
+def _worked_out(work: Workload, hardware_class: str, kind: str, speed: float | None) -> Costs:
     measured = [profile for profile in work.known.profiles if profile.device == kind and profile.cells]
-    here = next((profile for profile in measured if profile.hardware_class == node.hardware_class), None)
+    here = next((profile for profile in measured if profile.hardware_class == hardware_class), None)
     if here is not None:
         uncertainty, doubt = (REFINED if here.steps else MEASURED), ""
         return _scaled(work, here, _times_slower(here, speed), uncertainty, doubt)
     elsewhere = [profile for profile in measured if profile.flop_per_s and speed]
     if elsewhere:
         nearest = min(elsewhere, key=lambda p: (abs(_times_slower(p, speed) - 1), p.hardware_class))
-        doubt = f"measured on {nearest.hardware_class}, carried over to {node.hardware_class} by the nodes' speeds"
+        doubt = f"measured on {nearest.hardware_class}, carried over to {hardware_class} by the nodes' speeds"
         return _scaled(work, nearest, _times_slower(nearest, speed), OTHER_CLASS, doubt)
-    profile, known = estimated(work, node.hardware_class, kind, speed)
+    profile, known = estimated(work, hardware_class, kind, speed)
     uncertainty, doubt = (ESTIMATED, _estimated_from(work, speed)) if known else (UNKNOWN, UNKNOWN_SIZE)
     return _scaled(work, profile, 1.0, uncertainty, doubt)
 
@@ -91,16 +114,24 @@ def _estimated_from(work: Workload, speed: float | None) -> str:
 
 
 def speed_of(node: Node, kind: str) -> float | None:
-    """FLOP/s of a core, or of the slowest device of a kind, in steps of 10%; None where it is not calibrated."""
-    found = [c.flop_per_s for c in node.speed if c.device.split(":")[0] == kind and c.flop_per_s > 0]
-    return math.exp(round(math.log(min(found)) / SPEED_STEP) * SPEED_STEP) if found else None
+    """FLOP/s of a core, or of the slowest device of a kind, in steps of 5%; None where it is not calibrated."""
+    slowest = 0.0
+    for found in node.speed:
+        if found.device.startswith(kind) and found.flop_per_s > 0 and (found.flop_per_s < slowest or not slowest):
+            slowest = found.flop_per_s
+    return in_steps(slowest) if slowest else None
+
+
+def in_steps(value: float) -> float:
+    """The nearest of the steps in which speeds count."""
+    return math.exp(round(math.log(value) / SPEED_STEP) * SPEED_STEP)
 
 
 def _times_slower(profile: Profile, speed: float | None) -> float:
     """How much longer the profile's times are at this speed; 1 where one of both is not known."""
     if not speed or not profile.flop_per_s:
         return 1.0
-    return math.exp(round(math.log(profile.flop_per_s / speed) / SPEED_STEP) * SPEED_STEP)
+    return in_steps(profile.flop_per_s) / speed
 
 
 def estimated(work: Workload, hardware_class: str, kind: str, speed: float | None) -> tuple[Profile, bool]:
@@ -109,11 +140,10 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
     Operations as in `grid.default_microbatches`: a forward's thrice, and what a pass costs whatever its samples.
     """
     parameters, nbytes = work.facts.parameters or 0, work.facts.parameter_bytes or 0
-    forward = work.facts.flop_per_sample if work.facts.flop_per_sample is not None else 2.0 * parameters
     threads = work.options.threads if kind == "cpu" else 1
     rate = PART_OF_CALIBRATED * (speed or USUAL_FLOP_PER_S[kind]) * threads
     size = work.cell_samples
-    flop = 3 * forward * size + CELL_FLOP_PER_PARAMETER * parameters + (CELL_FLOP if kind == "cpu" else 0.0)
+    flop = step_flop(work) / work.options.batch_size * size + CELL_FLOP_PER_PARAMETER * parameters + (CELL_FLOP if kind == "cpu" else 0.0)
     made = Profile(
         hardware_class=hardware_class,
         device=kind,
@@ -131,13 +161,20 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
     return made, work.facts.parameters is not None or work.facts.flop_per_sample is not None
 
 
+def step_flop(work: Workload) -> float:
+    """A lower bound of a step's work: as counted, or else every parameter once a sample; a backward is two forwards."""
+    facts = work.facts
+    forward = 2.0 * (facts.parameters or 0) if facts.flop_per_sample is None else facts.flop_per_sample
+    return min(MOST_FLOP, 3 * forward * work.options.batch_size)
+
+
 def _scaled(work: Workload, profile: Profile, slower: float, uncertainty: float, doubt: str) -> Costs:
     seconds, inside = cell_seconds(profile.cells, work.cell_samples)
     if not inside:
         sizes = [cell.samples for cell in profile.cells]
         outside = f"microbatches of {work.cell_samples} samples, where {_span(sizes)} were measured"
         uncertainty, doubt = uncertainty + OUTSIDE, "; ".join(filter(None, (doubt, outside)))
-    return Costs(profile, seconds * slower, profile.update_s * slower, uncertainty, doubt)
+    return Costs(profile, max(LEAST_S, seconds * slower), profile.update_s * slower, uncertainty, doubt)
 
 
 def _span(sizes: list[int]) -> str:
