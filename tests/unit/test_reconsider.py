@@ -75,7 +75,7 @@ def test_somebody_always_goes_on_and_a_change_is_clearly_faster_and_wins_back_wh
         return
     ranks = {member.rank for member in now.members}
     assert set(decision.ranks) < ranks
-    assert decision.gain.predicted_step_s < (1 - CLEAR_GAIN) * now.step_s
+    assert decision.gain.predicted_step_s < (1 - CLEAR_GAIN) * now.step_s * (1 + 1e-9)
     assert decision.gain.saves_s > 0
     staying = tuple(member for member in now.members if member.rank not in decision.ranks)
     assert least_working_s(staying, now.microbatches) < now.step_s
@@ -105,14 +105,20 @@ def test_who_has_just_been_left_out_is_not_found_worth_taking_by_the_same_measur
 
 
 @given(courses(), st.data())
-def test_measures_that_are_off_by_a_few_percent_bring_no_change_where_none_is_due(now: Course, data: st.DataObject) -> None:
-    best = min(
-        predicted_step_s(now, [member for member in now.members if member is not left]) for left in now.members
-    ) if len(now.members) > 1 else now.step_s
+def test_measures_that_are_off_by_a_few_percent_bring_no_change_where_none_is_due(
+    now: Course, data: st.DataObject
+) -> None:
+    best = (
+        min(predicted_step_s(now, [member for member in now.members if member is not left]) for left in now.members)
+        if len(now.members) > 1
+        else now.step_s
+    )
     if len(now.members) > 2 or best < now.step_s:
         return
     noise = st.floats(0.97, 1.03)
-    noisy = tuple(replace(m, cell_s=m.cell_s * data.draw(noise), rest_s=m.rest_s * data.draw(noise)) for m in now.members)
+    noisy = tuple(
+        replace(m, cell_s=m.cell_s * data.draw(noise), rest_s=m.rest_s * data.draw(noise)) for m in now.members
+    )
     assert isinstance(reconsider(replace(now, members=noisy)), Keep)
 
 

@@ -155,7 +155,7 @@ class Running:
     torn: int = 0
     suspected: Suspected | None = None
     trusted_step: int | None = None
-    shown: Shown = Shown()
+    shown: Shown = field(default_factory=Shown)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
-    known: Measured = Measured()
+    known: Measured = field(default_factory=Measured)
     nodes: Mapping[str, Node] = field(default_factory=dict)
 
     @property
@@ -242,7 +242,7 @@ class Planned:
     """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
-    known: Measured = Measured()
+    known: Measured = field(default_factory=Measured)
     nodes: tuple[Node, ...] = ()
 
 

@@ -132,8 +132,8 @@ def reconsider(course: Course) -> Keep | Drop:
         return Keep("a job needs one worker")
     choices = [*([member] for member in by_speed[:MOST_SINGLES]), *(by_speed[:-kept] for kept in _kept(len(by_speed)))]
     found = [(predicted_step_s(course, _without(course, some)), len(some), some) for some in choices]
-    predicted_s, _, some = min(found, key=lambda choice: choice[:2])
-    gain = Gain(course.step_s, predicted_s, course.change_s, course.steps_to_go)
+    some = min(found, key=lambda choice: choice[:2])[2]
+    gain = _gain(course, _without(course, some))
     text = f"without {', '.join(member.name for member in some)} {gain}"
     return Drop(tuple(member.rank for member in some), gain, text) if gain.is_clear else Keep(text)
 
@@ -145,8 +145,7 @@ def _kept(members: int) -> list[int]:
 
 def worth_adding(course: Course, newcomer: Member) -> Keep | Add:
     """Whether one more worker makes the job clearly faster."""
-    predicted_s = predicted_step_s(course, (*course.members, newcomer))
-    gain = Gain(course.step_s, predicted_s, course.change_s, course.steps_to_go)
+    gain = _gain(course, (*course.members, newcomer))
     text = f"with {newcomer.node.name} {gain}"
     return Add(newcomer.node.name, gain, text) if gain.is_clear else Keep(text)
 
@@ -167,13 +166,22 @@ def stragglers(course: Course, known: frozenset[int] = frozenset()) -> list[Stra
 
 
 def predicted_step_s(course: Course, members: Sequence[Member]) -> float:
-    """Seconds of a step of these members, with the shares that they would get: as measured, where they were tried.
+    """Seconds of a step of these members: as measured where they were tried, else as their own times have it."""
+    tried_s = measured_s(course, members)
+    return _modelled_s(course, members) if tried_s is None else tried_s
+
+
+def _gain(course: Course, members: Sequence[Member]) -> Gain:
+    """Of going on with these. Shares that do not fit the present members' speeds yet are no reason to change members."""
+    present_s = min(course.step_s, _modelled_s(course, course.members))
+    return Gain(present_s, predicted_step_s(course, members), course.change_s, course.steps_to_go)
+
+
+def _modelled_s(course: Course, members: Sequence[Member]) -> float:
+    """Seconds of a step of these members, with the shares that they would get.
 
     The exchange changes from what it was measured to be as it would be predicted to; a lone worker's is predicted.
     """
-    tried_s = measured_s(course, members)
-    if tried_s is not None:
-        return tried_s
     working_s, predicted_s = _working(course, members)
     _, present_s = _working(course, course.members)
     if present_s:
