@@ -33,6 +33,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
+def counted(count: int, word: str, ending: str = "s") -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{count} {word}{ending if count != 1 else ''}"
+
+
 def explained(plan: Plan) -> str:
     """Blocks of lines, in the order in which a reader asks."""
     blocks = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from paceline.explain import document, explained
 from paceline.measured import Calibration
@@ -24,7 +24,9 @@ class Device(BaseModel):
 class Node(BaseModel):
     """One machine as its agent describes it. free_* is what no job of this master holds.
 
-    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of each device.
+    load: of the cores, so many cores' worth of time goes to others than this master's workers, lately.
+    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of one core
+    ("cpu") and of each device ("cuda:0", "mps").
     price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing.
     """
 
@@ -67,7 +69,7 @@ class Prediction(BaseModel):
     under the last microbatch's backward) + update_s. memory_bytes: of one worker, with the process itself.
     traffic_bytes_per_step: sent by all workers to each other, those on one node too. start_s: until the first step.
     epoch_s, finish_s: with evaluations; finish_s from the start to the stop condition's bound, a metric counts as never
-    reached; None where the number of samples is not known. cost: of that time on all the nodes, None likewise.
+    reached; None where the number of samples is not known. cost: of that time on all the nodes, None likewise. by_time: wall time is what ends it.
     uncertainty: of step_s, relative: 0.1 is "10% more or less". extrapolated: outside of what was measured, or nothing was;
     doubts: why.
     """
@@ -84,10 +86,18 @@ class Prediction(BaseModel):
     start_s: float
     epoch_s: float | None
     finish_s: float | None
+    by_time: bool
     cost: float | None
     uncertainty: float
     extrapolated: bool
     doubts: tuple[str, ...] = ()
+
+    @property
+    def time_s(self) -> float:
+        """What choices are compared by, before step_s: the time to the bound; the same for all that wall time ends."""
+        if self.finish_s is None:
+            return 0.0
+        return round(self.finish_s - self.start_s, 9) if self.by_time else self.finish_s
 
 
 class NodeReason(BaseModel):
@@ -98,6 +108,14 @@ class NodeReason(BaseModel):
     nodes: tuple[str, ...]
     taken: bool
     reason: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_node(cls, value: Any) -> Any:
+        """As earlier versions stored it."""
+        if isinstance(value, dict) and "node" in value:
+            return {**value, "nodes": (value["node"],)}
+        return value
 
 
 class NodePart(BaseModel):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 
-from paceline.explain import duration
+from paceline.explain import counted, duration
 from paceline.measured import Link
-from paceline.plan import Alternative
-from paceline.planner.choose import Choice, allowed, gains
+from paceline.plan import Alternative, Node
+from paceline.planner.choose import WORTH, Choice, allowed, gains
 from paceline.planner.exchange import UNKNOWN_LINK
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import beside, money, told
@@ -35,13 +35,13 @@ def _alternative(work: Workload, other: Candidate, chosen: Candidate) -> Alterna
         over = budget is not None and (mine.cost is None or mine.cost > budget)
         reason = f"costs {money(mine.cost)} of {money(budget)}" if over else f"deadline {duration(deadline)}"
     elif gains(other, chosen):
-        before, after = (p.finish_s if p.finish_s is not None else p.step_s for p in (mine, best))
-        before, after = (mine.step_s, best.step_s) if before == after else (before, after)
-        reason = f"{before / after:.3g} times the time"
+        by_steps = mine.time_s == best.time_s
+        times = mine.step_s / best.step_s if by_steps else mine.time_s / best.time_s
+        reason = f"{times:.3g} times the time{' a step' if by_steps else ''}"
     elif other.workers > chosen.workers:
-        reason = f"{other.workers - chosen.workers} workers more save less than 2%"
+        reason = f"{counted(other.workers - chosen.workers, 'worker')} more would save less than {WORTH:.0%}"
     else:
-        reason = "as fast, by the prediction"
+        reason = "no faster, by the prediction"
     on: dict[str, int] = {node.name: number for _, node, number in other.taken}
     return Alternative(mode="exact", workers_on=on, predicted=mine, reason=reason)
 
@@ -53,9 +53,9 @@ def faster(work: Workload, chosen: Candidate, mixed: Candidate | None, at_most: 
     if chosen.workers < at_most and not chosen.taken[0][0].lone:
         room, node, _ = chosen.taken[0]
         twin = node.model_copy(update={"id": f"{node.id}+", "name": f"{node.name}+", "is_master": False})
-        found = beside(work, chosen, room, twin, at_most)
+        found = beside(_with_twin(work, chosen, node, twin), chosen, room, twin, at_most)
         if gains(chosen, found):
-            has = f"{node.hardware_class}, {node.cores} cores"
+            has = f"{node.hardware_class}, {counted(node.cores, 'core')}"
             hints.append(f"one more node like {node.name} ({has}): {told(found.predicted)} instead of {now}")
     if len(chosen.taken) > 1:
         quick = replace(work, known=work.known.model_copy(update={"links": _tenfold(work, chosen)}))
@@ -77,3 +77,13 @@ def _tenfold(work: Workload, chosen: Candidate) -> tuple[Link, ...]:
     return tuple(
         link.model_copy(update={"ends": pair, "bytes_per_s": FASTER_LINKS * link.bytes_per_s}) for pair, link in known
     )
+
+
+def _with_twin(work: Workload, chosen: Candidate, node: Node, twin: Node) -> Workload:
+    """With one more node that is linked like the other, and to it as well as that is to any."""
+    own = work.links.get(node.id, {})
+    near = {other.id: own[other.id] for _, other, _ in chosen.taken if other.id in own}
+    if near:
+        near[node.id] = max(near.values(), key=lambda link: (link.bytes_per_s, -link.latency_s))
+    links = tuple(link.model_copy(update={"ends": (name, twin.id)}) for name, link in near.items())
+    return replace(work, known=work.known.model_copy(update={"links": (*work.known.links, *links)}))

@@ -54,7 +54,13 @@ def choose(work: Workload, pools: Iterable[Sequence[Room]], numbers: Numbers) ->
     if numbers.fitting:
         most = max((candidate.workers for candidate in best), default=0)
         best = [candidate for candidate in best if candidate.workers == most]
-    return Choice(min(best, key=lambda candidate: candidate.order, default=None), by_order)
+    return Choice(min(best, key=_surely, default=None), by_order)
+
+
+def _surely(candidate: Candidate) -> tuple[object, ...]:
+    """Where one hardware class was measured and another is guessed at, a guess has to be that much better."""
+    doubtful = 1 + candidate.predicted.uncertainty
+    return candidate.predicted.time_s * doubtful, candidate.predicted.step_s * doubtful, candidate.order
 
 
 def allowed(work: Workload, candidate: Candidate) -> bool:
@@ -93,10 +99,10 @@ def _fewest(candidates: Sequence[Candidate], fastest: Candidate) -> Candidate:
 
 
 def gains(slower: Candidate, faster: Candidate) -> bool:
-    """Whether the second saves more of the job's time (of a step's, where wall time ends both) than `WORTH`."""
+    """Whether the second saves more of the job's time (of a step's, where that is equal) than `WORTH`."""
     old, new = slower.predicted, faster.predicted
-    if old.finish_s is not None and new.finish_s is not None and old.finish_s != new.finish_s:
-        return new.finish_s < (1 - WORTH) * old.finish_s
+    if old.time_s != new.time_s:
+        return new.time_s < (1 - WORTH) * old.time_s
     return new.step_s < (1 - WORTH) * old.step_s
 
 

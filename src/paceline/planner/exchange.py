@@ -18,6 +18,7 @@ from paceline.measured import Link
 from paceline.plan import Node
 
 UNKNOWN_LINK = Link(ends=("", ""), latency_s=5e-4, bytes_per_s=1e8, at=0.0)  # a usual gigabit network, not a fast one
+LEAST_RATE = 1.0  # bytes/s, of nodes that can't reach each other: such an exchange would take for ever
 BUCKET_BYTES = 1 << 20  # as in training/exchange.py
 SUMS_AT_ONCE = 2  # gloo's threads
 CPU_S_PER_BYTE = 0.5e-9  # at either end: packing, the socket, adding. From `benchmarks/throughput.py` on the loopback
@@ -49,10 +50,11 @@ def exchange(
     gradient_bytes: int,
     threads: int,
     links: Mapping[str, Mapping[str, Link]],
+    pace: Mapping[str, float],
 ) -> Exchange:
     """hosts: each worker's, in rank order. tree_nodes: partial sums that each of them sends. threads: of each worker.
 
-    links: the measured ones, by both of their ends.
+    links: the measured ones, by both of their ends. pace: how many times slower than usual a host's cores are.
     """
     world = len(hosts)
     if world == 1:
@@ -67,7 +69,7 @@ def exchange(
     sums_cpu_s = ring_cpu_s = 0.0
     busy = False
     for name, mine in workers.items():
-        cores = max(1, min(by_id[name].cores, mine * threads))
+        cores = max(1, min(by_id[name].cores, mine * threads)) / pace.get(name, 1.0)
         handled = nodes[name] * (world - 1) + mine * total - nodes[name]
         sums_cpu_s = max(sums_cpu_s, handled * part * CPU_S_PER_BYTE / cores)
         ring_cpu_s = max(ring_cpu_s, 2 * mine * (world - 1) * part * CPU_S_PER_BYTE / cores)
@@ -77,8 +79,9 @@ def exchange(
     ring_s = max((world - 1) * part / ways.slowest, ring_cpu_s)
     hops = math.ceil(buckets / SUMS_AT_ONCE) * world + world - 1  # in turn, with the ring that gathers the losses
     early_s = (sums_s - sums_cpu_s if busy else sums_s) * (buckets - 1) / buckets  # a busy core can't do both
+    collectives_s = (2 * buckets + 1) * COLLECTIVE_S * max([pace.get(name, 1.0) for name in workers])
     return Exchange(
-        seconds=sums_s + ring_s + hops * ways.latency_s + (2 * buckets + 1) * COLLECTIVE_S,
+        seconds=sums_s + ring_s + hops * ways.latency_s + collectives_s,
         early_s=early_s,
         sent=tuple([(world - 1) * part * (number + 1) for number in tree_nodes]),
         unknown=ways.unknown,
@@ -98,16 +101,17 @@ class _Ways:
         world, total, known = sum(workers.values()), sum(nodes.values()), 0
         for name, mine in workers.items():
             measured = [(other, link) for other, link in links.get(name, {}).items() if other in workers]
+            rates = {other: max(LEAST_RATE, link.bytes_per_s) for other, link in measured}
             known += len(measured)
             theirs = sum([workers[other] for other, _ in measured])
             partials = sum([nodes[other] for other, _ in measured])
             out = nodes[name] * (world - mine - theirs) / UNKNOWN_LINK.bytes_per_s
-            out += sum([nodes[name] * workers[other] / link.bytes_per_s for other, link in measured])
+            out += sum([nodes[name] * workers[other] / rates[other] for other, _ in measured])
             into = (total - nodes[name] - partials) * mine / UNKNOWN_LINK.bytes_per_s
-            into += sum([nodes[other] * mine / link.bytes_per_s for other, link in measured])
+            into += sum([nodes[other] * mine / rates[other] for other, _ in measured])
             self.busiest = max(self.busiest, out, into)
-            for _, link in measured:
-                self.latency_s, self.slowest = max(self.latency_s, link.latency_s), min(self.slowest, link.bytes_per_s)
+            self.latency_s = max([self.latency_s, *(link.latency_s for _, link in measured)])
+            self.slowest = min([self.slowest, *rates.values()])
         self.unknown = len(workers) * (len(workers) - 1) // 2 - known // 2
         if self.unknown:
             self.latency_s = max(self.latency_s, UNKNOWN_LINK.latency_s)

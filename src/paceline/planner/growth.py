@@ -50,28 +50,30 @@ def one_more(
     present = [Slot(by_id[worker.node_id], worker.device) for worker in plan.workers if worker.node_id in by_id]
     alike = [node for node in nodes if node.hardware_class == plan.hardware_class or not options.reproducible]
     rooms = [room for room in rooms_of(work, alike, kind) if room.now and not room.lone]
-    places = sorted(_places(rooms, present), key=lambda slot: (_step_s(work, [*present, slot]), slot.node.name))
+    left = max(1, (wish or plan.most_workers) - len(present))
+    places = sorted(_places(rooms, present, left), key=lambda slot: (_step_s(work, [*present, slot]), slot.node.name))
     if not places:
         needs = f"{plan.cores_per_worker} core(s) and {size(plan.memory_per_worker)} on {kind}"
         raise Unplaceable(f"one more worker needs {needs}, and none of {len(alike)} nodes has that free.", busy=True)
     if options.resources.workers is None and wish is None and present:
-        _check_gain(work, present, places, max(1, plan.most_workers - len(present)))
+        _check_gain(work, present, places[:left])
     first = places[0]
     return Placement(rank=0, node_id=first.node.id, node_name=first.node.name, device=first.device, share=(0, 0))
 
 
-def _places(rooms: Sequence[Room], present: Sequence[Slot]) -> Iterator[Slot]:
+def _places(rooms: Sequence[Room], present: Sequence[Slot], left: int) -> Iterator[Slot]:
     """Free places: on the nodes that train already, and on some of each other kind."""
     training = {slot.node.id for slot in present}
     for room in rooms:
-        for node in [*(n for n in room.nodes if n.id in training), *room.nodes[:LOOKED_AT]]:
-            yield from room.slots(node)[:1]
+        nodes = {node.id: node for node in (*(n for n in room.nodes if n.id in training), *room.nodes[:LOOKED_AT])}
+        for node in nodes.values():
+            yield from room.slots(node)[:left]
 
 
-def _check_gain(work: Workload, present: Sequence[Slot], places: Sequence[Slot], left: int) -> None:
-    """Raise Unplaceable unless some of the places, at most so many, would make a step shorter together."""
+def _check_gain(work: Workload, present: Sequence[Slot], places: Sequence[Slot]) -> None:
+    """Raise Unplaceable unless the first of the places, with some or none of the others, make a step shorter."""
     now = _step_s(work, present)
-    steps = [_step_s(work, [*present, *places[:number]]) for number in range(1, min(left, len(places)) + 1)]
+    steps = [_step_s(work, [*present, *places[:number]]) for number in range(1, len(places) + 1)]
     if min(steps) > (1 - WORTH) * now:
         raise Unplaceable(
             f"one more worker, on {places[0].node.name}, would make a step take {duration(steps[0])}; "

@@ -58,21 +58,20 @@ def plan_or_wait(
     nodes: Sequence[Node],
     options: TrainOptions,
     facts: Facts,
-    queued: int,
+    queue: Waiting,
     known: Measured = Measured(),  # noqa: B008 - it is frozen
 ) -> Plan:
-    """The plan of a job that would be submitted now; where it has to wait behind so many others, that of the idle cluster.
+    """The plan of a job that would be submitted now; where it would have to wait, that of the idle cluster.
 
-    Raises Unplaceable where it would be refused.
+    queue: the place that it would get, and its expected start. Raises Unplaceable where it would be refused.
     """
     try:
         plan = plan_workers(nodes, options, facts, known=known)
-        return plan if not queued else plan.model_copy(update={"waiting": Waiting(place=queued + 1)})
+        return plan if queue.place == 1 else plan.model_copy(update={"waiting": queue})
     except Unplaceable as refused:
         if not refused.details.get("busy"):
             raise
-        later = plan_workers(when_idle(nodes), options, facts, known=known)
-        return later.model_copy(update={"waiting": Waiting(place=queued + 1)})
+    return plan_workers(when_idle(nodes), options, facts, known=known).model_copy(update={"waiting": queue})
 
 
 def _refused(request: Request, rooms: Sequence[Room], choice: Choice) -> Unplaceable:
@@ -95,7 +94,7 @@ def _refused(request: Request, rooms: Sequence[Room], choice: Choice) -> Unplace
         idle = [room.when_idle() for room in asked.rooms()]
         return asked.choose(idle), idle
 
-    return refusal.countered(work, fact, planned, "add a node with `paceline join`")
+    return refusal.countered(work, fact, planned, refusal.more_nodes(own, begun_on))
 
 
 def _plan(request: Request, rooms: Sequence[Room], choice: Choice, best: Candidate) -> Plan:

@@ -11,7 +11,7 @@ from paceline.plan import Node, Prediction
 from paceline.planner.exchange import UNKNOWN_LINK, Exchange, exchange
 from paceline.planner.profiles import Costs, Workload, costs
 from paceline.shares import Share, num_nodes, split_by_speed
-from paceline.stop import AllOf, AnyOf, MaxTime, StopCondition, step_bound
+from paceline.stop import AllOf, AnyOf, MaxTime, StopCondition, leaves, step_bound
 
 WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
 EXCHANGE_COPIES = 3  # of the gradients, in an exchange: what leaves, what comes, and the sum
@@ -36,11 +36,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers in rank order with their costs. cell_s: each one's seconds for a microbatch beside the others of its node."""
+    """Workers in rank order with their costs. cell_s: each one's seconds for a microbatch beside the others of its node.
+
+    update_s: the longest of them. timed: cell_s is as training has shown it.
+    """
 
     slots: Sequence[Slot]
     costs: Sequence[Costs]
     cell_s: Sequence[float]
+    update_s: float
     timed: bool = False
 
 
@@ -48,7 +52,9 @@ def crew_of(work: Workload, slots: Sequence[Slot]) -> Crew:
     each = [costs(work, slot.node, slot.kind) for slot in slots]
     crowd = Counter([slot.node.id for slot in slots])
     slower = {slot.node.id: slowdown(work, slot.node, crowd[slot.node.id]) for slot in slots}
-    return Crew(slots, each, [cost.cell_s * slower[slot.node.id] for slot, cost in zip(slots, each, strict=True)])
+    paces = [slower[slot.node.id] for slot in slots]
+    update_s = max([cost.update_s * pace for cost, pace in zip(each, paces, strict=True)])
+    return Crew(slots, each, [cost.cell_s * pace for cost, pace in zip(each, paces, strict=True)], update_s)
 
 
 def predict(
@@ -68,24 +74,25 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
     taking_part = [(end - first, s) for (first, end), s in zip(shares, crew.cell_s, strict=True) if end > first]
     compute_s = max([cells * s for cells, s in taking_part])
     hidden_s = min(exchanged.early_s, BACKWARD_PART * min([s for _, s in taking_part]))
-    update_s = max([cost.update_s for cost in crew.costs])
-    step_s = compute_s + exchanged.seconds - hidden_s + update_s
+    step_s = compute_s + exchanged.seconds - hidden_s + crew.update_s
     several = len(crew.slots) > 1
     start_s = max([cost.profile.build_s for cost in crew.costs]) + (FORM_S if several else 0.0)
     paced_s = step_s + _evaluation_s(work, crew.cell_s)
-    finish_s = _finish_s(work, start_s, paced_s)
+    trains_s = _bound_s(work.options.stop, work.grid.steps_per_epoch if work.grid else None, paced_s)
+    finish_s = None if trains_s is None else start_s + trains_s
     uncertainty, doubts = _doubts(crew, exchanged, step_s)
     return Prediction(
         step_s=step_s,
         compute_s=compute_s,
         exchange_s=exchanged.seconds,
         hidden_s=hidden_s,
-        update_s=update_s,
+        update_s=crew.update_s,
         memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in {id(c): c for c in crew.costs}.values()]),
         traffic_bytes_per_step=round(exchanged.bytes),
         start_s=start_s,
         epoch_s=work.grid.steps_per_epoch * paced_s if work.grid else None,
         finish_s=finish_s,
+        by_time=any(isinstance(leaf, MaxTime) and leaf.seconds == trains_s for leaf in leaves(work.options.stop)),
         cost=_cost(crew.slots, finish_s),
         uncertainty=uncertainty,
         extrapolated=bool(doubts),
@@ -113,8 +120,7 @@ def worker_bytes(work: Workload, cost: Costs, workers: int) -> int:
 
 def slowdown(work: Workload, node: Node, workers: int) -> float:
     """How much longer each of so many workers takes than one alone on an idle node."""
-    others = max(0.0, node.load - max(0, node.cores - node.free_cores))  # load that is no job's of this master
-    return max(1.0, (workers * work.options.threads + others) / max(1, node.cores))
+    return max(1.0, (workers * work.options.threads + node.load) / max(1, node.cores))
 
 
 def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
@@ -123,7 +129,9 @@ def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
     cells = work.options.microbatches
     gradient_bytes = max([cost.profile.exchange_bytes for cost in crew.costs])
     tree_nodes = [num_nodes(share, cells) for share in shares]
-    return exchange([slot.node for slot in crew.slots], tree_nodes, gradient_bytes, work.options.threads, work.links)
+    pace = {slot.node.id: cost.pace for slot, cost in zip(crew.slots, crew.costs, strict=True)}
+    hosts = [slot.node for slot in crew.slots]
+    return exchange(hosts, tree_nodes, gradient_bytes, work.options.threads, work.links, pace)
 
 
 def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
@@ -133,11 +141,6 @@ def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
     if not samples or not every:
         return 0.0
     return samples / len(seconds) * max(seconds) / work.cell_samples * FORWARD_PART / every
-
-
-def _finish_s(work: Workload, start_s: float, paced_s: float) -> float | None:
-    bound_s = _bound_s(work.options.stop, work.grid.steps_per_epoch if work.grid else None, paced_s)
-    return None if bound_s is None else start_s + bound_s
 
 
 def _bound_s(stop: StopCondition, steps_per_epoch: int | None, paced_s: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
@@ -47,8 +47,8 @@ class Workload:
         return -(-self.options.batch_size // self.options.microbatches)
 
     @cached_property
-    def worked_out(self) -> tuple[dict[tuple[str, str], Costs], dict[tuple[str, str, float | None], Costs]]:
-        """Costs that are known already: by node and kind of device, and by hardware class, kind and speed."""
+    def worked_out(self) -> tuple[dict[tuple[str, str], Costs], dict[tuple[object, ...], Costs]]:
+        """Costs that are known already: by node and kind of device, and by hardware class, kind and speeds."""
         return {}, {}
 
     @cached_property
@@ -66,6 +66,7 @@ class Workload:
 class Costs:
     """One worker's costs on an otherwise idle node. cell_s: of a full microbatch. uncertainty: of the times, relative.
 
+    pace: how many times slower than usual one of the node's cores is; 1 where it is not calibrated.
     doubt: what makes them uncertain, "" where they were measured for this microbatch on this hardware class.
     """
 
@@ -74,6 +75,7 @@ class Costs:
     update_s: float
     uncertainty: float
     doubt: str = ""
+    pace: float = 1.0
 
 
 def costs(work: Workload, node: Node, kind: str) -> Costs:
@@ -81,9 +83,10 @@ def costs(work: Workload, node: Node, kind: str) -> Costs:
     by_node, by_class = work.worked_out
     found = by_node.get((node.id, kind))
     if found is None:
-        key = (node.hardware_class, kind, speed_of(node, kind))
+        key = (node.hardware_class, kind, speed_of(node, kind), speed_of(node, "cpu"))
         if key not in by_class:
-            by_class[key] = _worked_out(work, *key)
+            pace = USUAL_FLOP_PER_S["cpu"] / key[3] if key[3] else 1.0
+            by_class[key] = replace(_worked_out(work, *key[:3]), pace=pace)
         found = by_node[node.id, kind] = by_class[key]
     return found
 

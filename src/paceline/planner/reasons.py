@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paceline.explain import duration, size
+from paceline.explain import counted, duration, size
 from paceline.plan import Node, NodeReason, Prediction
-from paceline.planner.choose import Choice, Numbers, allowed, gains
+from paceline.planner.choose import WORTH, Choice, Numbers, allowed, gains
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import Room
 from paceline.planner.search import Candidate, exact
@@ -65,7 +65,7 @@ def _why_left(work: Workload, rooms: Sequence[Room], chosen: Candidate, numbers:
         if room.excluded or not room.now:
             continue
         if numbers.exactly is not None:
-            why[at] = f"{chosen.workers} worker(s) were asked for, and others are as fast or nearer to each other"
+            why[at] = f"the {counted(chosen.workers, 'worker')} asked for fit on other nodes, which are no slower"
         elif chosen.workers >= numbers.at_most:
             why[at] = f"each of the {numbers.at_most} microbatches has a worker of its own"
         elif room.lone or chosen.taken[0][0].lone:
@@ -89,10 +89,11 @@ def _with_it(work: Workload, room: Room, chosen: Candidate, numbers: Numbers) ->
     if not allowed(work, found) and allowed(work, chosen):
         cost, budget = found.predicted.cost, work.options.resources.max_cost
         return f"with it the job would cost {money(cost)}, and max_cost is {money(budget)}"
-    slower = found.predicted.finish_s is not None and found.predicted.finish_s > (chosen.predicted.finish_s or 0.0)
-    verdict = "longer" if slower else "too little less"
     text = f"with it the job would take {told(found.predicted)}, without it {told(chosen.predicted)}"
-    return text if gains(chosen, found) else f"{text}: {verdict}"
+    if gains(chosen, found):
+        return text
+    shorter = (found.predicted.time_s, found.predicted.step_s) < (chosen.predicted.time_s, chosen.predicted.step_s)
+    return f"{text}: {f'shorter by less than {WORTH:.0%}' if shorter else 'longer'}"
 
 
 def beside(work: Workload, chosen: Candidate, room: Room, node: Node, at_most: int) -> Candidate:

@@ -57,6 +57,15 @@ def too_little(work: Workload, rooms: Sequence[Room], needs: str) -> str:
     )
 
 
+def more_nodes(rooms: Sequence[Room], begun_on: str | None) -> str:
+    """What helps without a change to the request."""
+    usable = [room for room in rooms if not room.excluded]
+    short = usable and all(node.memory < room.memory for room in usable for node in room.nodes)
+    has = f" with {size(min(room.memory for room in usable))} of memory" if short else ""
+    of = f" of the class {begun_on}" if begun_on else ""
+    return f"add a node{of}{has} with `paceline join`" + (", or train a smaller model" if short else "")
+
+
 def over_limits(work: Workload, choice: Choice) -> str:
     """The fact: what the best would take, and what the request allows."""
     best, limits = choice.candidates[0].predicted, []

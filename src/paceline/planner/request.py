@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from paceline.plan import Node
 from paceline.planner.choose import Choice, Numbers, choose
-from paceline.planner.profiles import Workload
+from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import Room, rooms_of
 
 
@@ -20,20 +21,29 @@ class Request:
     wish: int | None
     begun_on: str | None
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        """Of device: the asked one, or accelerators wherever the nodes that may be used have some."""
+        """Of device: the asked one, or accelerators wherever the nodes that may be used have some.
+
+        The processor all the same where it is surely quicker, worker for worker: for models that keep no accelerator busy.
+        """
         asked = self.work.options.resources
         if asked.device != "auto":
             return asked.device
         names = None if asked.nodes is None else frozenset(asked.nodes)
-        kinds = {
-            device.kind
+        having = [
+            node
             for node in self.nodes
             if node.devices and (names is None or node.name in names) and self.begun_on in (None, node.hardware_class)
-            for device in node.devices
-        }
-        return next((kind for kind in ("cuda", "mps") if kind in kinds), "cpu")
+        ]
+        kinds = {device.kind for node in having for device in node.devices}
+        kind = next((kind for kind in ("cuda", "mps") if kind in kinds), "cpu")
+        if kind == "cpu":
+            return kind
+        accelerated = min(costs(self.work, node, kind).cell_s for node in having)
+        usable = {node.hardware_class: node for node in self.nodes if names is None or node.name in names}.values()
+        plain = [costs(self.work, node, "cpu") for node in usable if self.begun_on in (None, node.hardware_class)]
+        return "cpu" if min(cost.cell_s * (1 + cost.uncertainty) for cost in plain) < accelerated else kind
 
     @property
     def numbers(self) -> Numbers:

@@ -116,7 +116,7 @@ class _Memory:
 
 def _crowded(work: Workload, node: Node) -> int:
     """How much others' load slows the workers of a full node down, in steps of 5%."""
-    if node.load <= node.cores - node.free_cores:
+    if not node.load:
         return 0
     return round(math.log(slowdown(work, node, max(1, node.free_cores // work.options.threads))) / SPEED_STEP)
 
@@ -162,7 +162,6 @@ def when_idle(nodes: Sequence[Node]) -> list[Node]:
                 "free_cores": node.cores,
                 "free_memory": node.memory,
                 "free_devices": tuple(device.index for device in node.devices),
-                "load": max(0.0, node.load - max(0, node.cores - node.free_cores)),
             }
         )
         for node in nodes

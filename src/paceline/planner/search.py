@@ -39,7 +39,7 @@ class Candidate:
         """Least time first; then few workers, a low price, names."""
         price = sum(node.price for _, node, _ in self.taken)
         names = tuple(node.name for _, node, _ in self.taken)
-        return self.predicted.finish_s or 0.0, self.predicted.step_s, self.workers, price, names
+        return self.predicted.time_s, self.predicted.step_s, self.workers, price, names
 
 
 def exact(work: Workload, taken: Taken) -> Candidate:

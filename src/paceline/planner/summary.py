@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.errors import Unplaceable
-from paceline.explain import duration
+from paceline.explain import counted, duration
 from paceline.grid import DEFAULT_MICROBATCHES, MOST_COST
 from paceline.planner.choose import Choice
 from paceline.planner.profiles import Workload, step_flop
+from paceline.planner.reasons import told
 from paceline.planner.rooms import Room
 from paceline.planner.search import Candidate
 
@@ -29,9 +30,9 @@ def _why(work: Workload, places: int, choice: Choice, best: Candidate, wish: int
         alone = next((c for c in choice.candidates if c.workers == 1), None)
         beside = f", {duration(alone.predicted.step_s)} on one of them" if alone else ""
         return f"{best.workers} of {places} free places: a step takes {step}{beside}"
+    text = f"1 worker: {_size(work)}, and takes {step}"
     more = next((c for c in choice.candidates if c.workers > 1), None)
-    why = f"{step}; on {more.workers} it would take {duration(more.predicted.step_s)}" if more else step
-    return f"1 worker: {_size(work)}, which takes {why}"
+    return f"{text}; {told(best.predicted)}, and on {more.workers} workers {told(more.predicted)}" if more else text
 
 
 def _size(work: Workload) -> str:
@@ -51,10 +52,6 @@ def grid(work: Workload) -> str:
     if 2 * options.microbatches > min(DEFAULT_MICROBATCHES, options.batch_size):
         return f"{number}: {sample}, so that cutting costs little"
     return f"{number}: {sample}, and cutting {options.batch_size} of them further would cost more than {MOST_COST:.0%}"
-
-
-def counted(count: int, word: str, ending: str = "s") -> str:
-    return f"{count} {word}{ending if count != 1 else ''}"
 
 
 def asked_for_too_many(work: Workload) -> Unplaceable:

@@ -22,7 +22,7 @@ from paceline.master.feed import FeedEvent
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
-from paceline.plan import Plan
+from paceline.plan import Plan, Waiting
 from paceline.planner.planner import plan_or_wait
 from paceline.spec import Submission, TrainOptions
 
@@ -129,8 +129,8 @@ async def plan(master: The, submission: Submission) -> Plan:
     No blobs are needed.
     """
     versions.check(submission.versions, master.versions, "the client")
-    nodes, queued = master.cluster.nodes(), len(master.controller.queue())
-    return await run_in_threadpool(plan_or_wait, nodes, submission.options, submission.facts, queued)
+    nodes, queue = master.cluster.nodes(), Waiting(place=len(master.controller.queue()) + 1)
+    return await run_in_threadpool(plan_or_wait, nodes, submission.options, submission.facts, queue)
 
 
 def check_submission(master: Master, submission: Submission) -> None:
