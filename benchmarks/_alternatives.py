@@ -1,4 +1,4 @@
-"""What planner_regret.py compares: clusters, models, every sensible choice of nodes, and how far a choice is from the best."""
+"""What planner_regret.py compares: clusters, models, every sensible choice of nodes; and how it counts."""
 
 from __future__ import annotations
 

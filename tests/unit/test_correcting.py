@@ -194,7 +194,7 @@ def test_a_member_whose_exchanges_cost_more_than_its_share_gains_is_let_go() -> 
 
 @pytest.mark.parametrize("by", ["resources", "scale"])
 def test_a_number_of_workers_that_the_user_asked_for_stays_and_the_straggler_is_still_named(by: str) -> None:
-    asked = {"resources": Resources(workers=2)} if by == "resources" else {}
+    asked: dict[str, Any] = {"resources": Resources(workers=2)} if by == "resources" else {}
     driven = Driven(2, {"n0": 0.01, "n1": 0.1}, exchange_s=lambda members: 1.0 * (members > 1), **asked)
     if by == "scale":
         driven.feed(ScaleRequested(2))
@@ -206,7 +206,7 @@ def test_a_number_of_workers_that_the_user_asked_for_stays_and_the_straggler_is_
 
 def test_one_that_was_let_go_is_asked_again_after_a_while_and_each_time_after_a_longer_one() -> None:
     driven = Driven(2, {"n0": 0.05, "n1": 0.05}, exchange_s=lambda members: 1.0 * (members > 1))
-    times = []
+    times: list[float] = []
     while len(times) < 4:
         driven.round()
         if driven.recruit() is not None:
@@ -217,13 +217,14 @@ def test_one_that_was_let_go_is_asked_again_after_a_while_and_each_time_after_a_
 
 
 def test_one_without_whom_the_job_turned_out_slower_comes_back_at_once_and_then_stays() -> None:
-    driven = Driven(2, {"n0": 0.05, "n1": 0.05}, exchange_s=lambda members: 0.3 * (members > 1))
+    driven = Driven(2, {"n0": 0.05, "n1": 0.08}, exchange_s=lambda members: 0.3 * (members > 1))
     driven.rounds(SETTLED_ROUNDS + 2)
     assert drops(driven) == [["n1"]]
     driven.cell_s["n0"] = 0.1  # as a lone worker may be, whose data then no longer fit into its cache
     driven.rounds(SETTLED_ROUNDS + 10)
     assert driven.now < A_WHILE_S
     assert driven.recruit() == "n1"
+    driven.cell_s["n0"] = 0.05
     driven.rounds(20)
     assert driven.now < A_WHILE_S
     assert driven.nodes_of_members == ["n0", "n1"]

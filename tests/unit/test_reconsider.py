@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.measured import Link
+from paceline.measured import Link, Measured
+from paceline.planner.predict import Slot
+from paceline.planner.profiles import Workload
 from paceline.planner.reconsider import (
     CLEAR_GAIN,
     Add,
@@ -23,14 +25,15 @@ from paceline.planner.reconsider import (
     stragglers,
     worth_adding,
 )
+from paceline.spec import Facts
 
-from builders import node
+from builders import node, options
 
 MB = 10**6
 
 
 def member(rank: int, cell_s: float, rest_s: float = 0.001) -> Member:
-    return Member(rank, node(f"n{rank}"), cell_s, rest_s)
+    return Member(rank, Slot(node(f"n{rank}"), "cpu"), cell_s, rest_s)
 
 
 def course(
@@ -42,7 +45,12 @@ def course(
     links: tuple[Link, ...] = (),
 ) -> Course:
     """One that goes as the present members would make it go by their own times."""
-    made = Course(members, cells, gradient_bytes, 1, 1.0, exchange_s, 0.5, steps_to_go, links)
+    work = Workload(
+        options(batch_size=cells, microbatches=cells),
+        Facts(parameters=gradient_bytes // 4, parameter_bytes=gradient_bytes),
+        Measured(links=links),
+    )
+    made = Course(work, members, 1.0, exchange_s, 0.5, steps_to_go)
     return replace(made, step_s=predicted_step_s(made, members))
 
 
@@ -56,6 +64,14 @@ def courses(draw: st.DrawFn) -> Course:
     exchange_s = draw(st.floats(0.0, 2.0)) if len(members) > 1 else 0.0
     bytes_sent = draw(st.integers(1, 100)) * MB
     return course(members, exchange_s, bytes_sent, draw(st.integers(6, 12)), draw(st.integers(0, 5000)))
+
+
+def cells_of(course: Course) -> int:
+    return course.work.options.microbatches
+
+
+def bytes_of(course: Course) -> int:
+    return course.work.facts.parameter_bytes or 0
 
 
 def least_working_s(members: tuple[Member, ...], cells: int) -> float:
@@ -78,7 +94,7 @@ def test_somebody_always_goes_on_and_a_change_is_clearly_faster_and_wins_back_wh
     assert decision.gain.predicted_step_s < (1 - CLEAR_GAIN) * now.step_s * (1 + 1e-9)
     assert decision.gain.saves_s > 0
     staying = tuple(member for member in now.members if member.rank not in decision.ranks)
-    assert least_working_s(staying, now.microbatches) < now.step_s
+    assert least_working_s(staying, cells_of(now)) < now.step_s
 
 
 @given(courses(), seconds)
@@ -87,7 +103,7 @@ def test_a_node_that_would_make_the_step_longer_is_never_taken(now: Course, cell
     decision = worth_adding(now, newcomer)
     if isinstance(decision, Add):
         assert predicted_step_s(now, (*now.members, newcomer)) < (1 - CLEAR_GAIN) * now.step_s
-        assert least_working_s((*now.members, newcomer), now.microbatches) < now.step_s
+        assert least_working_s((*now.members, newcomer), cells_of(now)) < now.step_s
 
 
 @given(courses())
@@ -97,7 +113,7 @@ def test_who_has_just_been_left_out_is_not_found_worth_taking_by_the_same_measur
         return
     [left] = [member for member in now.members if member.rank in decision.ranks]
     staying = tuple(member for member in now.members if member is not left)
-    then = replace(course(staying, 0.0, now.gradient_bytes, now.microbatches), steps_to_go=now.steps_to_go)
+    then = replace(course(staying, 0.0, bytes_of(now), cells_of(now)), steps_to_go=now.steps_to_go)
     exchange_s = decision.gain.predicted_step_s - then.step_s
     then = replace(then, exchange_s=exchange_s if len(staying) > 1 else 0.0, step_s=decision.gain.predicted_step_s)
     if len(staying) > 1:  # what a lone worker's exchange with another takes, it has not measured
@@ -163,7 +179,7 @@ def test_nothing_changes_where_too_few_steps_are_left_to_win_back_its_cost(steps
 def test_an_equal_worker_is_taken_where_exchanging_costs_little_and_not_where_it_costs_much() -> None:
     alone = course((member(0, 0.05),), gradient_bytes=MB)
     assert isinstance(worth_adding(alone, member(1, 0.05)), Add)
-    assert isinstance(worth_adding(replace(alone, gradient_bytes=1000 * MB), member(1, 0.05)), Keep)
+    assert isinstance(worth_adding(course((member(0, 0.05),), gradient_bytes=1000 * MB), member(1, 0.05)), Keep)
 
 
 def test_a_straggler_is_named_with_its_time_the_others_median_and_what_it_costs() -> None:

@@ -17,12 +17,15 @@ from paceline.master.shown import Shown
 from paceline.master.states import Command, Job, Record, Running
 from paceline.messages import Trained
 from paceline.plan import NodeReason
+from paceline.planner.predict import Slot
+from paceline.planner.profiles import Workload
 from paceline.planner.reconsider import Add, Course, Drop, Member, Straggler, reconsider, stragglers
 from paceline.stop import MaxTime, leaves, step_bound
 
 NAMED_ROUNDS, SETTLED_ROUNDS = 2, 4  # of the same members and shares, before a straggler is named, or a member goes
 A_WHILE_S = 60.0  # doubled each time
 MOST_DOUBLINGS = 6
+BYTES_OF_A_PARAMETER = 4  # its gradient's, in float32
 
 
 def observe(state: Running, answers: Mapping[int, Trained], now: float) -> Running:
@@ -79,27 +82,25 @@ def is_fixed(job: Job) -> bool:
 
 
 def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS) -> Course | None:
-    """What the planner judges by; None while fewer rounds than these are measured, with the present members and shares."""
+    """What the planner judges by; None while fewer rounds are measured with the present members and shares."""
     shown, workers = state.shown, [state.workers[rank] for rank in state.members]
     if shown.rounds < rounds or shown.step_s is None or shown.first_s is None:
         return None
     members = tuple(
-        Member(worker.placement.rank, job.nodes[worker.placement.node_id], worker.cell_s, worker.rest_s)
-        for worker in workers
-        if worker.cell_s and worker.rest_s is not None and worker.placement.node_id in job.nodes
+        Member(rank, Slot(job.nodes[place.node_id], place.device), worker.cell_s, worker.rest_s)
+        for rank, worker in zip(state.members, workers, strict=True)
+        if (place := worker.placement).node_id in job.nodes and worker.cell_s and worker.rest_s is not None
     )
     if len(members) < len(workers):
         return None
+    size = {"parameters": state.parameters, "parameter_bytes": BYTES_OF_A_PARAMETER * state.parameters}
     return Course(
+        work=Workload(job.submission.options, job.submission.facts.model_copy(update=size), job.known),
         members=members,
-        microbatches=state.plan.microbatches,
-        gradient_bytes=state.gradient_bytes,
-        threads=job.submission.options.threads,
         step_s=shown.step_s,
         exchange_s=shown.exchange_s,
         change_s=max(0.0, shown.first_s - shown.step_s),
         steps_to_go=_steps_to_go(job, state, shown.step_s, now),
-        links=job.known.links,
         measured={choice: step_s for choice, (step_s, until) in shown.measured.items() if now < until},
     )
 
@@ -126,13 +127,19 @@ def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) 
         node_cell_s={node_id: cell_s for node_id, cell_s in shown.node_cell_s.items() if node_id not in nodes},
         enough=len(state.members) - len(left),
     )
-    names = {member.node.name for member in left}
-    reasons = [
-        NodeReason(node=reason.node, taken=False, reason=decision.reason) if reason.node in names else reason
+    gone = tuple(sorted({member.node.name for member in left} - _names(state, decision.ranks)))
+    others = [
+        reason.model_copy(update={"nodes": tuple(name for name in reason.nodes if name not in gone)})
         for reason in state.plan.reasons
     ]
-    plan = state.plan.model_copy(update={"reasons": tuple(reasons)})
+    own = [NodeReason(nodes=gone, taken=False, reason=decision.reason)] if gone else []
+    plan = state.plan.model_copy(update={"reasons": (*(reason for reason in others if reason.nodes), *own)})
     return replace(state, leaving=state.leaving | set(decision.ranks), plan=plan, shown=shown)
+
+
+def _names(state: Running, without: Sequence[int]) -> set[str]:
+    """The nodes of all members but these."""
+    return {state.workers[rank].placement.node_name for rank in state.members if rank not in without}
 
 
 def record_of(decision: Drop | Add, nodes: Sequence[str]) -> Record:

@@ -12,6 +12,7 @@ from paceline.master.correcting import course_of, is_fixed
 from paceline.master.states import Job, Running
 from paceline.plan import Node, Placement
 from paceline.planner.growth import one_more
+from paceline.planner.predict import Slot
 from paceline.planner.reconsider import Add, Course, Member, measured_s, worth_adding
 
 MOST_CANDIDATES = 16  # nodes that are looked at for one more worker: the fastest ones
@@ -19,8 +20,8 @@ MOST_CANDIDATES = 16  # nodes that are looked at for one more worker: the fastes
 
 @dataclass(frozen=True)
 class Newcomer:
-    """cell_s: seconds that a cell is expected to take there; None where nothing tells. decision: None where the place of
-    one that is lost, or was asked for, is filled.
+    """cell_s: seconds that a cell is expected to take there; None where nothing tells. decision: None where the place
+    of one that is lost, or was asked for, is filled.
     """
 
     placement: Placement
@@ -57,7 +58,7 @@ def _judged(job: Job, state: Running, course: Course, node: Node, now: float) ->
     typical = fmean(member.cell_s for member in course.members)
     cell_s = newcomer.cell_s or typical
     rest_s = fmean(member.rest_s for member in course.members) * cell_s / typical
-    member = Member(state.next_rank, node, cell_s, rest_s)
+    member = Member(state.next_rank, Slot(node, place.device), cell_s, rest_s)
     if not _may_be_asked(state, node.id, now) and measured_s(course, (*course.members, member)) is None:
         return None
     decision = worth_adding(course, member)

@@ -33,7 +33,6 @@ from paceline.plan import Placement
 SETUP_BOUND_S = 900.0
 TICK_S = 1.0
 SETUP = "setup"
-BYTES_OF_A_GRADIENT = 4  # of a parameter's, in float32
 
 Building = Mapping[int, tuple[Placement, str]]
 
@@ -127,7 +126,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
     running = Running(
         plan=state.plan,
         grid=Grid(ready.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed),
-        gradient_bytes=BYTES_OF_A_GRADIENT * ready.parameters,
+        parameters=ready.parameters,
         fingerprint=ready.fingerprint,
         members=ranks,
         workers=state.workers,

@@ -116,8 +116,8 @@ class Starting:
 
 @dataclass(frozen=True)
 class Running:
-    """members: ranks that train, in the group's order; workers also has those that are ready to join. gradient_bytes:
-    of a step.
+    """members: ranks that train, in the group's order; workers also has those that are ready to join. parameters:
+    how many are trained.
 
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
@@ -129,7 +129,7 @@ class Running:
 
     plan: Plan
     grid: Grid
-    gradient_bytes: int
+    parameters: int
     fingerprint: str
     members: tuple[int, ...]
     workers: Mapping[int, Worker]

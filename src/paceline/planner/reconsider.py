@@ -1,7 +1,7 @@
 """Whether a running job would be faster on other nodes: pure, from what it has shown, each answer with its numbers.
 
 A step takes as long as its slowest member works, and then the part of the exchange that nothing hides; how that would
-change with other members is predicted (`planner/exchange.py`). A change must make a step clearly faster, and win back
+change with other members is predicted (`planner/predict.py`). A change must make a step clearly faster, and win back
 over the steps to go more than it costs: what is within the noise is kept.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from paceline.measured import Link
 from paceline.plan import Node
-from paceline.planner.exchange import exchange
-from paceline.shares import num_nodes, split_by_speed
+from paceline.planner.predict import Slot, predict
+from paceline.planner.profiles import Workload
+from paceline.shares import split_by_speed
 
 CLEAR_GAIN = 0.1  # of a step's time: measured speeds are off by half of that
 WORTH = 2.0  # times what a change costs, that it must win back
@@ -28,9 +28,13 @@ class Member:
     """A worker. cell_s: its seconds for a microbatch; rest_s: for what else it does in a step, exchanges aside."""
 
     rank: int
-    node: Node
+    slot: Slot
     cell_s: float
     rest_s: float
+
+    @property
+    def node(self) -> Node:
+        return self.slot.node
 
     @property
     def name(self) -> str:
@@ -41,19 +45,16 @@ class Member:
 class Course:
     """How a job goes. step_s, exchange_s: measured of a step, and of its exchange what nothing hides.
 
-    change_s: what a change of members costs. steps_to_go: to the known bound. threads: of a worker. measured: what a
-    step took with other members, by their nodes' ids, sorted.
+    change_s: what a change of members costs. steps_to_go: to the known bound. measured: what a step took with other
+    members, by their nodes' ids, sorted.
     """
 
+    work: Workload
     members: tuple[Member, ...]
-    microbatches: int
-    gradient_bytes: int
-    threads: int
     step_s: float
     exchange_s: float
     change_s: float
     steps_to_go: float
-    links: tuple[Link, ...] = ()
     measured: Mapping[tuple[str, ...], float] = field(default_factory=dict)
 
 
@@ -172,7 +173,7 @@ def predicted_step_s(course: Course, members: Sequence[Member]) -> float:
 
 
 def _gain(course: Course, members: Sequence[Member]) -> Gain:
-    """Of going on with these. Shares that do not fit the present members' speeds yet are no reason to change members."""
+    """Of going on with these. Shares that do not fit the present members' speeds yet are no reason to change these."""
     present_s = min(course.step_s, _modelled_s(course, course.members))
     return Gain(present_s, predicted_step_s(course, members), course.change_s, course.steps_to_go)
 
@@ -195,15 +196,13 @@ def measured_s(course: Course, members: Sequence[Member]) -> float | None:
 
 
 def _working(course: Course, members: Sequence[Member]) -> tuple[float, float]:
-    """(seconds until the last of these members has worked, predicted seconds of their exchange)."""
-    cells = course.microbatches
-    shares = split_by_speed(cells, [member.cell_s for member in members])
+    """(seconds until the last of these members has worked, predicted ones of their exchange that nothing hides)."""
+    cell_s = [member.cell_s for member in members]
+    shares = split_by_speed(course.work.options.microbatches, cell_s)
     sizes = [end - first for first, end in shares]
     working_s = max(size * member.cell_s + member.rest_s for size, member in zip(sizes, members, strict=True))
-    partial_sums = [num_nodes(share, cells) for share in shares]
-    links = {link.ends: link for link in course.links}
-    hosts = [member.node for member in members]
-    return working_s, exchange(hosts, partial_sums, course.gradient_bytes, course.threads, links).seconds
+    predicted = predict(course.work, [member.slot for member in members], shares, cell_s)
+    return working_s, predicted.exchange_s - predicted.hidden_s
 
 
 def _without(course: Course, some: Sequence[Member]) -> list[Member]:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Monitor:
         self.step = 0
         self.cells = 0
         self.phase = "idle"
-        self._spent: Counter[str] = Counter()  # seconds, by phase
+        self._spent: defaultdict[str, float] = defaultdict(float)  # seconds, by phase
         self._main = threading.main_thread().ident
 
     @contextmanager
