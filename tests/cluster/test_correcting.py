@@ -70,16 +70,16 @@ def test_a_newcomers_slow_first_step_costs_it_no_share(client: pl.Client, tmp_pa
     wait_until(lambda: "worker_joined" in [event.kind for event in job.events_so_far()])
     joined, shares = progress(job), set()
     while progress(job) < joined + 40:
-        shares |= {tuple(worker["share"]) for worker in job.workers()}
+        shares |= {tuple(worker.share for worker in job.plan.workers)}
         time.sleep(0.05)
     job.cancel()
-    assert shares - {(0, 8)} == {(0, 4), (4, 8)}
+    assert shares == {((0, 4), (4, 8))}
 
 
 def test_a_worker_that_only_delays_the_others_is_let_go_with_the_numbers_and_the_digest_stays(
     client: pl.Client, tmp_path: Path
 ) -> None:
-    steps = 90
+    steps = 70
     reference = client.submit(job_spec(tmp_path / "reference", steps, workers=1))
     with running_master(tmp_path / "master", cores=2) as two:
         job = two.submit(job_spec(tmp_path / "job", steps))
@@ -89,7 +89,7 @@ def test_a_worker_that_only_delays_the_others_is_let_go_with_the_numbers_and_the
         result = job.result(timeout=100)
         said = [event.data for event in job.events() if event.kind == "corrected"]
     assert [data["change"] for data in said] == ["drop"]
-    assert said[0]["step_s"] > LATE_S > said[0]["predicted_step_s"] > 8 * REST_S
+    assert said[0]["step_s"] > 1.5 * said[0]["predicted_step_s"] > 8 * REST_S
     assert 0 < said[0]["steps_to_go"] < steps
     assert "a step is predicted to take" in said[0]["reason"]
     assert len(result.plan.workers) == 1

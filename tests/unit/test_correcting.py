@@ -162,6 +162,16 @@ def test_a_job_that_exchanging_slows_down_goes_on_on_one_node_and_says_why() -> 
     assert [data["rank"] for data in driven.told("worker_released")] == sorted(driven.stopped)
 
 
+def test_one_slow_round_moves_nobody() -> None:
+    driven = Driven(2, {"n0": 0.05, "n1": 0.05})
+    driven.rounds(SETTLED_ROUNDS + 4)
+    driven.exchange_s = lambda members: 1.0 * (members > 1)
+    driven.round()
+    driven.exchange_s = lambda members: 0.0
+    driven.rounds(20)
+    assert driven.told("corrected") == []
+
+
 def test_a_node_that_becomes_slow_is_named_once_with_the_numbers() -> None:
     driven = Driven(3, {"n0": 0.01, "n1": 0.01, "n2": 0.01})
     driven.rounds(10)

@@ -23,6 +23,7 @@ from paceline.planner.reconsider import Add, Course, Drop, Member, Straggler, re
 from paceline.stop import MaxTime, leaves, step_bound
 
 NAMED_ROUNDS, SETTLED_ROUNDS = 2, 4  # of the same members and shares, before a straggler is named, or a member goes
+AGREED_ROUNDS = 3  # in a row that find the same members too many: one slow round is no reason
 A_WHILE_S = 60.0  # doubled each time
 MOST_DOUBLINGS = 6
 BYTES_OF_A_PARAMETER = 4  # its gradient's, in float32
@@ -68,8 +69,11 @@ def correct(job: Job, state: Running, now: float) -> tuple[Running, list[Command
     state = replace(state, shown=replace(state.shown, stragglers=frozenset(one.member.rank for one in slow)))
     if is_fixed(job) or state.shown.rounds < SETTLED_ROUNDS:
         return state, told
-    decision = reconsider(course)
-    if isinstance(decision, Drop):
+    decision, shown = reconsider(course), state.shown
+    against = decision.ranks if isinstance(decision, Drop) else ()
+    shown = replace(shown, against=against, agreed=shown.agreed + 1 if against == shown.against else 1)
+    state = replace(state, shown=shown)
+    if isinstance(decision, Drop) and shown.agreed >= AGREED_ROUNDS:
         left = [member for member in course.members if member.rank in decision.ranks]
         told.append(record_of(decision, [member.node.name for member in left]))
         state = _let_go(state, left, decision, now)

@@ -15,6 +15,7 @@ class Shown:
     change costs. enough: workers that the last decision found enough; more are taken in only where they help.
     node_cell_s: by node id, what a cell took there last. stragglers: ranks that were named.
 
+    against, agreed: members that the last round found too many, and how many rounds in a row did.
     drops: how often members were let go. set_aside: nodes that are not asked again before a moment. measured: what a
     step took with other members, and until when that counts.
     """
@@ -26,10 +27,12 @@ class Shown:
     enough: int = 1
     node_cell_s: Mapping[str, float] = field(default_factory=dict)
     stragglers: frozenset[int] = frozenset()
+    against: tuple[int, ...] = ()
+    agreed: int = 0
     drops: int = 0
     set_aside: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[Choice, tuple[float, float]] = field(default_factory=dict)
 
     def anew(self) -> Shown:
         """For other members or shares."""
-        return replace(self, step_s=None, exchange_s=0.0, rounds=0)
+        return replace(self, step_s=None, exchange_s=0.0, rounds=0, against=(), agreed=0)
