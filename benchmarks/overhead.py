@@ -1,4 +1,4 @@
-"""What Paceline costs: one worker's rate beside a bare PyTorch loop's, a checkpoint's time, the API's latency meanwhile.
+"""What Paceline costs: one worker's rate beside a bare PyTorch loop's, a checkpoint's time, the API's latency.
 
     python benchmarks/overhead.py [--repeats 5] [--cores 2] [--workload NAME]… [--results FOLDER]
 
@@ -32,7 +32,7 @@ LOSSES = ("mean_loss", "last_loss")
 
 @dataclass(frozen=True)
 class Pair:
-    """A worker's run, one with many checkpoints, and the bare loop's beside: `{samples_per_s, mean_loss, …}` of each."""
+    """A worker's run, one with many checkpoints, and the bare loop's: `{samples_per_s, mean_loss, …}` of each."""
 
     workload: str
     ours: dict[str, Any]

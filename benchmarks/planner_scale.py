@@ -162,7 +162,8 @@ def _links(nodes: Sequence[Node], chance: random.Random) -> list[Link]:
     names = [node.id for node in nodes]
     pairs = {tuple(sorted(chance.sample(names, 2))) for _ in range(min(2000, len(names) ** 2 // 4))}
     return [
-        Link(ends=pair, latency_s=2e-4, bytes_per_s=chance.choice([1.2e8, 1.2e9, 3e9]), at=0.0) for pair in sorted(pairs)
+        Link(ends=pair, latency_s=2e-4, bytes_per_s=chance.choice([1.2e8, 1.2e9, 3e9]), at=0.0)
+        for pair in sorted(pairs)
     ]
 
 
@@ -227,8 +228,8 @@ def _curve(report: Report, queue: Sequence[Queued], options: argparse.Namespace)
     sizes = [size for size in SIZES if size < options.nodes] + [options.nodes]
     for size in sizes:
         for _ in range(options.repeats):
-            seconds = _pass(cluster(size), queue[:CURVE_JOBS]).seconds
-            record(report.figures, f"{size} nodes, median of {CURVE_JOBS} plans", "ms", 1000 * quantiles(seconds)["p50"])
+            median_s = quantiles(_pass(cluster(size), queue[:CURVE_JOBS]).seconds)["p50"]
+            record(report.figures, f"{size} nodes, median of {CURVE_JOBS} plans", "ms", 1000 * median_s)
     medians = [report.figures[f"{size} nodes, median of {CURVE_JOBS} plans"].median for size in sizes]
     console.print("a plan's milliseconds by the number of nodes:")
     for size, value in zip(sizes, medians, strict=True):
@@ -248,7 +249,8 @@ def _memory(report: Report, queue: Sequence[Queued], number: int) -> None:
 
 def _ms(seconds: Sequence[float]) -> str:
     found = quantiles(seconds)
-    return f"{1000 * found['p50']:.1f} ms in the median, {1000 * found['p99']:.1f} at p99, {1000 * max(seconds):.1f} at worst"
+    worst = f"{1000 * found['p99']:.1f} at p99, {1000 * max(seconds):.1f} at worst"
+    return f"{1000 * found['p50']:.1f} ms in the median, {worst}"
 
 
 def _options() -> argparse.Namespace:

@@ -1,9 +1,10 @@
 """`python paceline_steady.py WORKLOAD [--workers N] [--microbatches N] [--steps N] [--checkpoint-every N] [--unequal]`:
 the same as a job.
 
-Last line: `{samples_per_s, mean_loss, last_loss, bytes_per_step, shares, checkpoints}`; the rate by the master's clock, from the
-first commit after the warm-up to the last, so that whatever happens between rounds counts, as does the master's own
-traffic; the mean over all steps' batches; the microbatches of each worker at the end; the checkpoints that were stored while the clock ran.
+Last line: `{samples_per_s, mean_loss, last_loss, bytes_per_step, shares, checkpoints}`; the rate by the master's clock,
+from the first commit after the warm-up to the last, so that whatever happens between rounds counts, as does the
+master's own traffic; the mean over all steps' batches; the microbatches of each worker at the end; the checkpoints that
+were stored while the clock ran.
 """
 
 import argparse

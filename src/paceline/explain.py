@@ -114,9 +114,7 @@ def _is_as_planned(plan: Plan) -> bool:
 
 
 def _workers(plan: Plan) -> list[str]:
-    rows = [
-        (str(w.rank), w.node_name, w.device, f"{w.share[0]}..{w.share[1] - 1}") for w in plan.workers
-    ]
+    rows = [(str(w.rank), w.node_name, w.device, f"{w.share[0]}..{w.share[1] - 1}") for w in plan.workers]
     return _table(("rank", "node", "device", f"microbatches of {plan.microbatches}"), rows)
 
 
@@ -176,4 +174,5 @@ def _titled(title: str, lines: Sequence[str]) -> list[str]:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     cells = [list(columns), *map(list, rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    rows_of_cells = (zip(row, widths, strict=True) for row in cells)
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in rows_of_cells]

@@ -65,13 +65,13 @@ class Placement(BaseModel):
 class Prediction(BaseModel):
     """What given workers with given shares would take, as far as it can be told beforehand.
 
-    step_s: compute_s (forward and backward, of the slowest worker) + exchange_s - hidden_s (what of the exchange goes on
-    under the last microbatch's backward) + update_s. memory_bytes: of one worker, with the process itself.
+    step_s: compute_s (forward and backward, of the slowest worker) + exchange_s - hidden_s (what of the exchange goes
+    on under the last microbatch's backward) + update_s. memory_bytes: of one worker, with the process itself.
     traffic_bytes_per_step: sent by all workers to each other, those on one node too. start_s: until the first step.
-    epoch_s, finish_s: with evaluations; finish_s from the start to the stop condition's bound, a metric counts as never
-    reached; None where the number of samples is not known. cost: of that time on all the nodes, None likewise. by_time: wall time is what ends it.
-    uncertainty: of step_s, relative: 0.1 is "10% more or less". extrapolated: outside of what was measured, or nothing was;
-    doubts: why.
+    epoch_s, finish_s: with evaluations; finish_s from the start to the stop condition's bound, where a metric counts as
+    never reached; None where the number of samples is not known. by_time: wall time is what ends it. cost: of that time
+    on all the nodes, None like finish_s. uncertainty: of step_s, relative: 0.1 is "10% more or less". extrapolated:
+    outside of what was measured, or nothing was; doubts: why.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -155,7 +155,7 @@ class Alternative(BaseModel):
 
 
 class Waiting(BaseModel):
-    """The plan is for later: the job has this place in the queue. expected_start_s: from now; None where it can't be told."""
+    """The plan is for later: a place in the queue. expected_start_s: from now; None where it can't be told."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -313,10 +313,14 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(shell: Shell, up: dict[str, An
 def test_join_adds_a_node_that_trains_the_same_model_and_leaves_with_ctrl_c(
     shell: Shell, up: dict[str, Any], trained: dict[str, Any]
 ) -> None:
-    join = [*shlex.split(up["join"])[1:], "--name", "second", "--cores", "4"]
+    join = [*shlex.split(up["join"])[1:], "--name", "second", "--cores", "4", "--price", "0.35"]
     with started(shell, *join) as (process, told):
         assert (told["name"], told["cores"]) == ("second", 4)
         wait_until(lambda: "second" in {node["id"] for node in shell.json("nodes")})
+        (first, second) = sorted(shell.json("nodes", "--measure"), key=lambda node: node["id"] == "second")
+        assert (first["price"], second["price"]) == (0.0, 0.35)
+        assert [link["to"] for link in second["links"]] == [first["id"]]
+        assert f"{first['id']} - second" in shell.run("nodes").out
         result = shell.json("train", "job.py", "--workers", "6", "-o", "x.safetensors")
         assert len({worker["node_id"] for worker in result["plan"]["workers"]}) == 2
         assert result["digest"] == trained["digest"]

@@ -52,9 +52,10 @@ class SometimesLate(torch.optim.SGD):
 
 def job_spec(folder: Path, steps: int, workers: int | None = None) -> pl.TrainSpec:
     folder.mkdir()
+    torch.manual_seed(0)
     optimizer = partial(SometimesLate, folder=str(folder))
     return spec(
-        partial(Cnn, 16)(), workers=workers, loss=loss, optimizer=optimizer, val_data=None, metrics={},
+        Cnn(16), workers=workers, loss=loss, optimizer=optimizer, val_data=None, metrics={},
         drop_last=True, stop=pl.MaxSteps(steps),
     )  # fmt: skip
 

@@ -912,6 +912,17 @@ def test_an_error_of_one_that_joins_costs_the_join_and_not_the_job_and_is_on_rec
     assert step(job, Lost(1, rank, "signal 9"), 4.0) == (job, [])
 
 
+def test_one_that_joins_with_other_data_costs_the_join_and_is_named_with_both_prints() -> None:
+    job, rank = recruited(wanting(3))
+    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, commands = step(job, Answer(1, rank, ready("18:bb")), 3.0)
+    assert isinstance(job.state, Running)
+    assert stopped(commands) == {rank}
+    (lost,) = [c.data for c in commands if isinstance(c, Record)]
+    assert lost["error"]["code"] == "data_mismatch"
+    assert lost["error"]["details"]["fingerprints"][f"rank {rank} on x"] == "18:bb"
+
+
 @pytest.mark.parametrize("how", ["late", "dead", "failed"])
 def test_after_three_that_never_joined_the_next_is_sought_only_after_a_pause(how: str) -> None:
     job, commands = wanting(3), []

@@ -135,15 +135,22 @@ wishes = st.builds(
 )  # fmt: skip
 
 
+def decided(nodes: list[Node], wish: TrainOptions, known: Measured) -> Plan | pl.Unplaceable:
+    """The plan, or the refusal."""
+    try:
+        return plan_workers(nodes, wish, FACTS, known=known)
+    except pl.Unplaceable as refusal:
+        return refusal
+
+
 @settings(max_examples=200)
 @given(clusters(), measured, wishes)
 def test_no_node_of_a_plan_makes_the_job_slower_by_the_plans_own_prediction(
     nodes: list[Node], known: Measured, wish: TrainOptions
 ) -> None:
-    try:
-        plan = plan_workers(nodes, wish, FACTS, known=known)
-    except pl.Unplaceable as refusal:
-        assert refusal.remedy
+    plan = decided(nodes, wish, known)
+    if isinstance(plan, pl.Unplaceable):
+        assert plan.remedy
         return
     work, by_id = Workload(wish, FACTS, known), {n.id: n for n in nodes}
     slots = [Slot(by_id[worker.node_id], worker.device) for worker in plan.workers]
@@ -166,33 +173,27 @@ def test_no_node_of_a_plan_makes_the_job_slower_by_the_plans_own_prediction(
 def test_what_a_refusal_offers_instead_fits_the_idle_cluster(
     nodes: list[Node], known: Measured, wish: TrainOptions
 ) -> None:
-    try:
-        plan_workers(nodes, wish, FACTS, known=known)
-    except pl.Unplaceable as refusal:
-        assert json.loads(json.dumps(refusal.to_json()))["details"] == refusal.details
-        if "counter" in refusal.details:
-            offered = dict(refusal.details["counter"])
-            resources = wish.resources.model_copy(update=offered.pop("resources", {}))
-            changed = TrainOptions(**{**wish.model_dump(), **offered, "resources": resources.model_dump()})
-            assert plan_workers(when_idle(nodes), changed, FACTS, known=known).workers
-        elif not refusal.details["busy"]:
-            with pytest.raises(pl.Unplaceable):
-                plan_workers(when_idle(nodes), wish.model_copy(update={"deadline": None}), FACTS, known=known)
+    refusal = decided(nodes, wish, known)
+    if isinstance(refusal, Plan):
+        return
+    assert json.loads(json.dumps(refusal.to_json()))["details"] == refusal.details
+    if "counter" in refusal.details:
+        offered = dict(refusal.details["counter"])
+        resources = wish.resources.model_copy(update=offered.pop("resources", {}))
+        changed = TrainOptions(**{**wish.model_dump(), **offered, "resources": resources.model_dump()})
+        assert isinstance(decided(when_idle(nodes), changed, known), Plan)
+    elif not refusal.details["busy"]:
+        assert isinstance(decided(when_idle(nodes), wish.model_copy(update={"deadline": None}), known), pl.Unplaceable)
 
 
 @given(clusters(), measured, wishes, st.randoms(use_true_random=False))
 def test_the_same_nodes_in_another_order_give_the_same_plan(
     nodes: list[Node], known: Measured, wish: TrainOptions, chance: Any
 ) -> None:
-    def decided(some: list[Node]) -> Any:
-        try:
-            return plan_workers(some, wish, FACTS, known=known)
-        except pl.Unplaceable as refusal:
-            return refusal.to_json()
-
     shuffled = list(nodes)
     chance.shuffle(shuffled)
-    assert decided(nodes) == decided(shuffled)
+    one, other = decided(nodes, wish, known), decided(shuffled, wish, known)
+    assert (one if isinstance(one, Plan) else one.to_json()) == (other if isinstance(other, Plan) else other.to_json())
 
 
 # ---- speed and links ----
@@ -250,7 +251,9 @@ def test_a_model_that_was_measured_to_be_quicker_on_a_processor_leaves_the_accel
     gpu = quick("gpu", devices=(Device(kind="cuda"),), free_devices=(0,))
     small = (profile(cell_s=0.001), profile(cell_s=0.003, device="cuda"))
     large = (profile(cell_s=0.1), profile(cell_s=0.003, device="cuda"))
-    devices = [plan_workers([gpu], asked(), FACTS, known=Measured(profiles=p)).workers[0].device for p in (small, large)]
+    devices = [
+        plan_workers([gpu], asked(), FACTS, known=Measured(profiles=p)).workers[0].device for p in (small, large)
+    ]
     assert devices == ["cpu", "cuda:0"]
 
 

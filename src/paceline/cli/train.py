@@ -106,6 +106,6 @@ def plan(
     with connect(local) as client:
         from paceline.cli.specfile import load_spec, overridden
 
-        asked = {"workers": workers, "batch_size": batch_size, "deadline": deadline, "max_cost": max_cost}
-        found = client.plan(spec=overridden(load_spec(file), **asked))
+        spec = overridden(load_spec(file), workers=workers, batch_size=batch_size, deadline=deadline, max_cost=max_cost)
+        found = client.plan(spec=spec)
     show(json, found.document(), found.explain())

@@ -16,6 +16,7 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
+from paceline.master.links import Links
 from paceline.master.models import JobRow
 from paceline.master.newcomers import next_worker
 from paceline.master.states import (
@@ -48,6 +49,7 @@ log = structlog.get_logger("controller")
 class Controller:
     def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path) -> None:
         self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
+        self.links = Links(cluster)
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._jobs: dict[str, Job] = {}  # the unfinished ones
         self._order: dict[str, tuple[int, float]] = {}  # priority first, then age

@@ -20,7 +20,7 @@ FASTER_LINKS = 10
 
 def alternatives(work: Workload, choice: Choice, chosen: Candidate) -> tuple[Alternative, ...]:
     """The best of what else was compared; what one worker would take is always among it."""
-    others = [candidate for candidate in choice.candidates if candidate.slots != chosen.slots]
+    others = [candidate for candidate in choice.candidates if candidate.places != chosen.places]
     alone = next((candidate for candidate in others if candidate.workers == 1), None)
     shown = others[:ALTERNATIVES]
     if alone is not None and alone not in shown:

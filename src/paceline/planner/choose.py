@@ -41,15 +41,15 @@ class Choice:
 
 def choose(work: Workload, pools: Iterable[Sequence[Room]], numbers: Numbers) -> Choice:
     """Compare candidates from each pool: nodes that may train together."""
-    compared: dict[object, Candidate] = {}
+    compared: dict[tuple[tuple[str, str], ...], Candidate] = {}
     best: list[Candidate] = []
     for pool in pools:
-        own = {c.slots: c for rooms in _priced(work, pool) for c in _compared(work, rooms, numbers)}
+        own = {c.places: c for rooms in _priced(work, pool) for c in _compared(work, rooms, numbers)}
         compared |= own
         within = [candidate for candidate in own.values() if allowed(work, candidate)]
         if within:
             best.append(_trimmed(work, within, numbers))
-            compared[best[-1].slots] = best[-1]
+            compared[best[-1].places] = best[-1]
     by_order = tuple(sorted(compared.values(), key=lambda candidate: candidate.order))
     if numbers.fitting:
         most = max((candidate.workers for candidate in best), default=0)

@@ -1,10 +1,10 @@
-"""What the sum of a step's gradients takes, as `training/group.py` does it: an all-to-all of the shares' tree nodes, then a
-ring that shares the sums, bucket by bucket.
+"""What the sum of a step's gradients takes, as `training/group.py` does it.
 
-Each of W workers sends each other one its slice (1/W of the gradients) of every tree node of its share, then W-1 slices
-along the ring: (W-1) * G * (nodes/W + 1) bytes in all, (nodes/W + 1)/2 times a ring all-reduce's. The first of both may go
-on under the last microbatch's backward. Machines send at their links' rates; handling the bytes takes processor time
-too, and is all there is between workers on one machine.
+Bucket by bucket there is an all-to-all of the shares' tree nodes, then a ring that shares the sums. Each of W workers
+sends each other one its slice (1/W of the gradients) of every tree node of its share, then W-1 slices along the ring:
+(W-1) * G * (nodes/W + 1) bytes in all, (nodes/W + 1)/2 times a ring all-reduce's. The first of both may go on under the
+last microbatch's backward. Machines send at their links' rates; handling the bytes takes processor time too, and is all
+there is between workers on one machine.
 """
 
 from __future__ import annotations

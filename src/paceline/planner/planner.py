@@ -1,7 +1,7 @@
 """Which nodes train a job: a pure function of plain data, with a reason for every node taken or not.
 
-Rooms (`rooms.py`) say what fits where, a search (`search.py`) grows sets of workers from them, predictions (`predict.py`)
-say what each would take, and the quickest within the request's limits is taken (`choose.py`).
+Rooms (`rooms.py`) say what fits where, a search (`search.py`) grows sets of workers from them, predictions
+(`predict.py`) say what each would take, and the quickest within the request's limits is taken (`choose.py`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def plan_workers(
     wish: workers that the user asked for since; as many of them as fit now, whatever `options` say.
     hardware_class: the one that the job began on, part of its result; a reproducible job goes on on no other.
     known: measurements of this model and of links; where there are none, times are estimated from `facts`.
-    Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended; else with
-    `details["counter"]`, the fields of a spec that would fit, where there are some; and with `details["hardware_class"]`
-    where no node of that class is left.
+    Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended; else, where there
+    are some, with `details["counter"]`, the fields of a spec that would fit; and with `details["hardware_class"]` where
+    no node of that class is left.
     """
     begun_on = hardware_class if options.reproducible else None
     request = Request(Workload(options, facts, known), nodes, wish, begun_on)
@@ -135,7 +135,7 @@ def _nodes(work: Workload, best: Candidate) -> tuple[ChosenNode, ...]:
     found: list[ChosenNode] = []
     crew, first = crew_of(work, best.slots), 0
     sent = sent_by_each(work, crew, best.shares)
-    for room, node, number in best.taken:
+    for _, node, number in best.taken:
         own = range(first, first + number)
         shares = [best.shares[rank] for rank in own]
         part = NodePart(

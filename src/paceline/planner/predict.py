@@ -36,9 +36,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers in rank order with their costs. cell_s: each one's seconds for a microbatch beside the others of its node.
+    """Workers in rank order with their costs.
 
-    update_s: the longest of them. timed: cell_s is as training has shown it.
+    cell_s: each one's seconds for a microbatch beside the others of its node; timed: as training has shown them.
+    update_s: the longest of them.
     """
 
     slots: Sequence[Slot]
@@ -87,7 +88,7 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
         exchange_s=exchanged.seconds,
         hidden_s=hidden_s,
         update_s=crew.update_s,
-        memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in {id(c): c for c in crew.costs}.values()]),
+        memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in crew.costs]),
         traffic_bytes_per_step=round(exchanged.bytes),
         start_s=start_s,
         epoch_s=work.grid.steps_per_epoch * paced_s if work.grid else None,

@@ -1,10 +1,10 @@
-"""What a job costs on one device: as measured there, as measured elsewhere and carried over, or estimated from facts."""
+"""What a job costs on one device: as measured there, as measured elsewhere and carried over, or estimated."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
@@ -33,7 +33,7 @@ class Workload:
 
     options: TrainOptions
     facts: Facts
-    known: Measured = Measured()
+    known: Measured = field(default_factory=Measured)
 
     @cached_property
     def grid(self) -> Grid | None:
@@ -97,11 +97,13 @@ def _worked_out(work: Workload, hardware_class: str, kind: str, speed: float | N
     if here is not None:
         uncertainty, doubt = (REFINED if here.steps else MEASURED), ""
         return _scaled(work, here, _times_slower(here, speed), uncertainty, doubt)
-    elsewhere = [profile for profile in measured if profile.flop_per_s and speed]
-    if elsewhere:
-        nearest = min(elsewhere, key=lambda p: (abs(_times_slower(p, speed) - 1), p.hardware_class))
-        doubt = f"measured on {nearest.hardware_class}, carried over to {hardware_class} by the nodes' speeds"
-        return _scaled(work, nearest, _times_slower(nearest, speed), OTHER_CLASS, doubt)
+    if measured:
+        other = min(measured, key=lambda profile: profile.hardware_class)
+        by_speed = bool(speed and other.flop_per_s)
+        doubt = f"measured on {other.hardware_class}, carried over to {hardware_class} "
+        doubt += "by the nodes' speeds" if by_speed else "as if it were as fast: no speed is known"
+        uncertainty = OTHER_CLASS if by_speed else ESTIMATED
+        return _scaled(work, other, _times_slower(other, speed), uncertainty, doubt)
     profile, known = estimated(work, hardware_class, kind, speed)
     uncertainty, doubt = (ESTIMATED, _estimated_from(work, speed)) if known else (UNKNOWN, UNKNOWN_SIZE)
     return _scaled(work, profile, 1.0, uncertainty, doubt)
@@ -146,7 +148,8 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
     threads = work.options.threads if kind == "cpu" else 1
     rate = PART_OF_CALIBRATED * (speed or USUAL_FLOP_PER_S[kind]) * threads
     size = work.cell_samples
-    flop = step_flop(work) / work.options.batch_size * size + CELL_FLOP_PER_PARAMETER * parameters + (CELL_FLOP if kind == "cpu" else 0.0)
+    flop = step_flop(work) / work.options.batch_size * size + CELL_FLOP_PER_PARAMETER * parameters
+    flop += CELL_FLOP if kind == "cpu" else 0.0
     made = Profile(
         hardware_class=hardware_class,
         device=kind,

@@ -25,7 +25,7 @@ class Request:
     def kind(self) -> str:
         """Of device: the asked one, or accelerators wherever the nodes that may be used have some.
 
-        The processor all the same where it is surely quicker, worker for worker: for models that keep no accelerator busy.
+        The processor all the same where it is surely quicker, worker for worker: for too small a model.
         """
         asked = self.work.options.resources
         if asked.device != "auto":
@@ -41,7 +41,7 @@ class Request:
         if kind == "cpu":
             return kind
         accelerated = min(costs(self.work, node, kind).cell_s for node in having)
-        usable = {node.hardware_class: node for node in self.nodes if names is None or node.name in names}.values()
+        usable = (node for node in self.nodes if names is None or node.name in names)
         plain = [costs(self.work, node, "cpu") for node in usable if self.begun_on in (None, node.hardware_class)]
         return "cpu" if min(cost.cell_s * (1 + cost.uncertainty) for cost in plain) < accelerated else kind
 

@@ -1,6 +1,6 @@
 """What the nodes offer a job: places for its workers, and the reason where a node offers none.
 
-Nodes that are alike for the job make one room, so that a plan's cost grows with the kinds of nodes, not with their number.
+Nodes that are alike for the job make one room, so that a plan's cost grows with their kinds, not with their number.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PLAIN = attrgetter(
 class Room:
     """What each of these nodes, by name, offers.
 
-    now, idle: workers that fit on it now, and when no job runs. lone: one worker fits, but no more than one in all, since
-    an exchange needs memory too. excluded: why the job may not use it, whatever room it has.
+    now, idle: workers that fit on it now, and when no job runs. lone: one worker fits, but no more than one in all,
+    since an exchange needs memory too. excluded: why the job may not use it, whatever room it has.
     """
 
     nodes: tuple[Node, ...]

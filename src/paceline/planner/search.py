@@ -35,6 +35,11 @@ class Candidate:
         return len(self.slots)
 
     @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """The nodes' ids and devices, by rank."""
+        return tuple([(slot.node.id, slot.device) for slot in self.slots])
+
+    @property
     def order(self) -> tuple[float, float, int, float, tuple[str, ...]]:
         """Least time first; then few workers, a low price, names."""
         price = sum(node.price for _, node, _ in self.taken)
@@ -122,8 +127,8 @@ class Search:
 
     def _promising(self, mine: set[str]) -> Iterator[tuple[Room, Node]]:
         """Nodes that are not taken: of the quickest and the roomiest kinds, and those with the best links."""
-        kinds = [(room, next((n for n in room.nodes if n.id not in mine), None)) for room in self._rooms if not room.lone]
-        free = [(room, node) for room, node in kinds if node is not None]
+        gang = [room for room in self._rooms if not room.lone]
+        free = [(room, node) for room in gang if (node := next((n for n in room.nodes if n.id not in mine), None))]
         quick = nsmallest(LOOKED_AT, free, key=lambda pair: (self._seconds[id(pair[0])], -pair[0].now, pair[1].name))
         roomy = nsmallest(LOOKED_AT, free, key=lambda pair: (-pair[0].now, self._seconds[id(pair[0])], pair[1].name))
         near = [self._linked[name] for name in self._neighbours(mine) if name in self._linked]
