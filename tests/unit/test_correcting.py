@@ -228,7 +228,7 @@ def test_one_that_was_let_go_is_asked_again_after_a_while_and_each_time_after_a_
 
 def test_one_without_whom_the_job_turned_out_slower_comes_back_at_once_and_then_stays() -> None:
     driven = Driven(2, {"n0": 0.05, "n1": 0.08}, exchange_s=lambda members: 0.3 * (members > 1))
-    driven.rounds(SETTLED_ROUNDS + 2)
+    driven.rounds(SETTLED_ROUNDS + 8)
     assert drops(driven) == [["n1"]]
     driven.cell_s["n0"] = 0.1  # as a lone worker may be, whose data then no longer fit into its cache
     driven.rounds(SETTLED_ROUNDS + 10)

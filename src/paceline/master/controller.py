@@ -35,6 +35,7 @@ from paceline.master.states import (
     Waiting,
 )
 from paceline.master.store import Store
+from paceline.measured import Measured
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
 from paceline.planner.planner import plan_workers
@@ -293,5 +294,6 @@ class Controller:
                     await self._handle(job_id, Unplaced(refusal.to_json()))
                     continue
                 return False
-            await self._handle(job_id, Planned(plan, nodes=tuple(self._cluster.nodes())))
+            known = Measured(links=self.links.known())
+            await self._handle(job_id, Planned(plan, known, tuple(self._cluster.nodes())))
         return True
