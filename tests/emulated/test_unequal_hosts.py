@@ -123,7 +123,7 @@ def test_a_host_that_becomes_slow_is_named_and_gets_a_smaller_share(whole: Emula
     job = submit(whole, **heavy)
     wait_for_step(job, 5)
     try:
-        whole.set_cpu("a", 0.15)
+        whole.set_cpu("a", 0.1)
         whole.set_bandwidth("a", 20)
         digest = job.result(timeout=200).digest
     finally:
