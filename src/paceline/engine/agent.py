@@ -95,8 +95,8 @@ class Agent:
         self._address = facts.address_towards(args.master_url)
         self._workers: dict[str, RunningWorker] = {}
         self._warm = WarmWorkers(self._started, self._exited)
+        self._calibrating = Calibrating(self._warm, lambda: bool(self._workers))
         self._load = LoadMeter()
-        self._calibrating = Calibrating(self._warm, lambda: bool(self._workers), self._load.is_crowded)
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._beside: set[asyncio.Task[None]] = set()  # what serves one connection, beside its reading
 
