@@ -64,6 +64,7 @@ from paceline.messages import (
     Evidence,
     FromWorker,
     Group,
+    Pace,
     PeerLost,
     Ready,
     Saved,
@@ -277,10 +278,16 @@ def orders(commands: list[Command]) -> dict[int, Any]:
     return {c.rank: c.message for c in commands if isinstance(c, Send)}
 
 
-def trained(order: TrainRound, **changes: Any) -> Trained:
+NO_PACE = Pace(steps=0, cells=0, seconds=0.0, busy_s=0.0, waited_s=0.0)
+
+
+def trained(order: TrainRound, cell_s: float | None = None, **changes: Any) -> Trained:
+    """cell_s: seconds for a microbatch, where the round measured it."""
     steps = order.to_step - order.from_step
     fields = {"from_step": order.from_step, "step": order.to_step, "losses": (1.0,) * steps, "seconds": 0.1}
-    return Trained(**{**fields, "busy_s": 0.1, "cells": steps, **changes})
+    measured = 0 if cell_s is None else steps
+    pace = Pace(steps=measured, cells=measured, seconds=0.1 * measured, busy_s=measured * (cell_s or 0.0), waited_s=0.0)
+    return Trained(**{**fields, "pace": pace, **changes})
 
 
 @pytest.mark.parametrize("when", ["starting", "running"])
@@ -570,31 +577,32 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
     ("cell_s", "shares"),
     [((0.1, 0.1025), ((0, 4), (4, 8))), ((0.1025, 0.1), ((0, 4), (4, 8))), ((0.1, 0.3), ((0, 6), (6, 8)))],
 )
-def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
+def test_shares_change_only_for_speeds_that_promise_a_clear_gain_and_the_group_stays(
     cell_s: tuple[float, float], shares: tuple[tuple[int, int], ...]
 ) -> None:
     groups = groups_of_rounds([cell_s] * 8)
     assert groups[-1].shares == shares
-    assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
+    assert len({group.key for group in groups}) == 1
 
 
-def test_a_workers_cold_first_round_moves_no_shares() -> None:
-    assert len({group.key for group in groups_of_rounds([(0.1, 3.0), *[(0.1, 0.1)] * 7])}) == 1
+def test_a_round_in_which_nothing_was_measured_moves_no_shares() -> None:
+    assert {group.shares for group in groups_of_rounds([None, *[(0.1, 0.1)] * 7])} == {((0, 4), (4, 8))}
 
 
-def groups_of_rounds(cell_s: Sequence[tuple[float, float]]) -> list[Group]:
+def groups_of_rounds(cell_s: Sequence[tuple[float, float] | None]) -> list[Group]:
     """The group of each round of a job on two workers, which take so many seconds for a cell in that round."""
     job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
     for rank in (0, 1):
         job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
         job, commands = step(job, Answer(1, rank, ready(samples=8000)), 0.0)
     groups = []
-    for turn, seconds in enumerate(cell_s):
+    for turn, measured in enumerate(cell_s):
         given = orders(commands)
         groups.append(given[0].group)
         for rank, order in given.items():
-            speed = {"busy_s": seconds[rank], "cells": 1, "seconds": 0.4 * (order.to_step - order.from_step)}
-            job, commands = step(job, Answer(1, rank, trained(order, **speed)), turn + 1.0)
+            seconds = 0.4 * (order.to_step - order.from_step)
+            answer = trained(order, measured[rank] if measured else None, seconds=seconds)
+            job, commands = step(job, Answer(1, rank, answer), turn + 1.0)
     return groups
 
 
@@ -1177,7 +1185,7 @@ class Watched:
             Warned(error={"code": "disk_full", "fact": "f"}),
             Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
             Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),
-            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, busy_s=0.1, cells=1),
+            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, pace=NO_PACE),
             WorkerHello(pid=1, address="a"),
             Beat(step=at, cells=kind, phase="compute", stack="s"),
             WorkerFailed(error=UserCodeError("your code raised", "See it.").to_json()),

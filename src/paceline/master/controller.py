@@ -22,6 +22,7 @@ from paceline.master.placing import check_quota
 from paceline.master.scheduler import Scheduler
 from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Running, Starting
 from paceline.master.store import Store
+from paceline.measured import Measured
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
 from paceline.planner.planner import plan_workers

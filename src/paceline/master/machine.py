@@ -65,8 +65,8 @@ def step(job: Job, event: Event, now: float) -> Outcome:
     match event, job.state:
         case CancelRequested(), _:
             return end(job, Cancelled(), now)
-        case Planned(plan), Queued() | Waiting():
-            return starting.start(job, plan)
+        case Planned() as planned, Queued() | Waiting():
+            return starting.start(job, planned)
         case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
             job = replace(job, state=Waiting(error["fact"]))
             return job, [state_record(job), Record("warning", error)]
@@ -86,8 +86,8 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return _watch(job, running, now)
         case AttemptEnded(), Recovering(reason):
             return rejoin_queue(job, reason)
-        case Recruited(_, placement), Running() as running if job.wanted:
-            return joining.recruit(job, running, placement)
+        case Recruited() as recruited, Running() as running if job.wanted:
+            return joining.recruit(job, running, recruited)
         case ScaleRequested(workers), Running() as running:
             return joining.scale(job, running, workers)
         case ScaleRequested(workers), _:  # the next plan, or the start that is under way, follows it

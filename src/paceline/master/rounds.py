@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.grid import Grid
-from paceline.master import members, poison
+from paceline.master import correcting, members, poison
 from paceline.master.ends import discard_checkpoints, end, park, recover, state_record
 from paceline.master.states import (
     Checkpoint,
@@ -168,13 +168,15 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     workers = dict(state.workers)
     for rank, answer in done.items():
         workers[rank] = replace(workers[rank], step=answer.step)
-        if isinstance(answer, Trained) and state.rounds:  # a group's first round is cold: it tells no one's speed
-            workers[rank] = members.note_speed(workers[rank], answer)
+        if isinstance(answer, Trained):
+            workers[rank] = members.note_pace(workers[rank], answer.pace)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
     state = replace(state, workers=workers, rounds=state.rounds + 1)
     torn = [answer.reason for answer in done.values() if isinstance(answer, PeerLost)]
     if torn:
         state = members.broken(state)
+    elif all(isinstance(answer, Trained) for answer in done.values()):
+        state = correcting.observe(state, {rank: a for rank, a in done.items() if isinstance(a, Trained)}, now)
     if furthest.losses or not torn:
         state = replace(state, torn=0)
     elif not state.lost:  # a death explains itself, and is bounded by the attempts
@@ -199,8 +201,9 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     data |= {"samples_per_s": samples / seconds, "steps_per_epoch": state.grid.steps_per_epoch}
     if to_step > job.furthest:
         job = replace(job, furthest=to_step, fruitless=0)
+    state, told = (state, []) if torn else correcting.correct(job, state, now)
     job, commands = advance(replace(job, state=state), state, now)
-    return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *commands]
+    return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *told, *commands]
 
 
 def _with_losses(job: Job, grid: Grid, from_step: int, losses: tuple[float, ...]) -> Job:

@@ -14,6 +14,7 @@ import structlog
 from paceline.errors import Unplaceable
 from paceline.master.cluster import Cluster
 from paceline.master.models import JobRow
+from paceline.master.newcomers import next_worker
 from paceline.master.placing import planner_of, seconds_left
 from paceline.master.states import (
     Event,
@@ -29,7 +30,6 @@ from paceline.master.states import (
     Waiting,
 )
 from paceline.plan import Waiting as QueuePlace
-from paceline.planner.growth import one_more
 from paceline.planner.queue import (
     Decision,
     Policy,
@@ -146,7 +146,8 @@ class Scheduler:
             case Start(job_id, plan, rank, reason) if job_id in self._entries:
                 log.info("job_starts", job=job_id, reason=reason)
                 self._entries[job_id].rank = rank
-                await self._handle(job_id, Planned(plan))
+                known = self._known(self._jobs[job_id].submission)
+                await self._handle(job_id, Planned(plan, known, tuple(self._cluster.nodes())))
             case Preempt(job_id, for_job, reason) if job_id in self._entries:
                 log.info("job_preempted", job=job_id, for_job=for_job, reason=reason)
                 self._entries[job_id].since = time.time()  # it must not be ahead of whom it makes room for
@@ -164,10 +165,9 @@ class Scheduler:
         most, _ = workers_left(self._policy.quota(user), held, job.state.plan.cores_per_worker)
         if most == 0:
             return
-        with contextlib.suppress(Unplaceable):
-            options, facts = job.submission.options, job.submission.facts
-            place = one_more(self._cluster.nodes(), job.state.plan, options, facts, wish=job.wish)
-            await self._handle(job.id, Recruited(job.attempt, place))
+        found = next_worker(job, self._cluster.nodes(), time.monotonic())
+        if found is not None:
+            await self._handle(job.id, Recruited(job.attempt, **vars(found)))
 
     # ---- what the policy sees ----
 

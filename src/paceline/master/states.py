@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
+from paceline.master.shown import Shown
+from paceline.measured import Measured
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -20,7 +22,8 @@ from paceline.messages import (
     ToWorker,
     TrainRound,
 )
-from paceline.plan import Placement, Plan
+from paceline.plan import Node, Placement, Plan
+from paceline.planner.reconsider import Add
 from paceline.spec import Submission
 from paceline.stop import StopCondition
 
@@ -71,8 +74,9 @@ class Delivery(BaseModel):
 class Worker:
     """A worker that has built everything. step: its model's state is that after so many steps.
 
-    cell_s: seconds that it takes for one cell, smoothed. moved_at: when it last made progress; beat_at: when it was
-    last heard; phase, stack: what it was doing then.
+    cell_s, rest_s: seconds that it takes for one cell; of a step for all else but exchanges, such as the optimizer;
+    both smoothed. moved_at: when it last made progress; beat_at: when it was last heard; phase, stack: what it was
+    doing then.
     """
 
     placement: Placement
@@ -80,6 +84,7 @@ class Worker:
     store_port: int
     step: int
     cell_s: float | None = None
+    rest_s: float | None = None
     counter: tuple[int, int] = (0, 0)
     moved_at: float = 0.0
     beat_at: float = 0.0
@@ -111,7 +116,8 @@ class Starting:
 
 @dataclass(frozen=True)
 class Running:
-    """members: ranks that train, in the group's order; workers also has those that are ready to join.
+    """members: ranks that train, in the group's order; workers also has those that are ready to join. parameters:
+    how many are trained.
 
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
@@ -123,6 +129,7 @@ class Running:
 
     plan: Plan
     grid: Grid
+    parameters: int
     fingerprint: str
     members: tuple[int, ...]
     workers: Mapping[int, Worker]
@@ -149,6 +156,7 @@ class Running:
     suspected: Suspected | None = None
     trusted_step: int | None = None
     preempted: str | None = None
+    shown: Shown = field(default_factory=Shown)
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,8 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. known, nodes: what the
+    present attempt was planned by; nodes by their ids, with those that came since.
     """
 
     id: str
@@ -204,6 +213,8 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
+    known: Measured = field(default_factory=Measured)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -231,9 +242,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Planned:
-    """The planner's decision for the next attempt."""
+    """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
+    known: Measured = field(default_factory=Measured)
+    nodes: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,10 +258,17 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Recruited:
-    """A place for one more worker of a running attempt; the placement's rank is not used."""
+    """A place for one more worker of a running attempt; the placement's rank is not used.
+
+    node: it is on. cell_s: seconds that a cell is expected to take there, None where nothing tells. decision: None
+    where the place of one that is lost, or was asked for, is filled.
+    """
 
     attempt: int
     placement: Placement
+    node: Node | None = None
+    cell_s: float | None = None
+    decision: Add | None = None
 
 
 @dataclass(frozen=True)
