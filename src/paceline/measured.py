@@ -45,7 +45,10 @@ class Profile(BaseModel):
     state_bytes: parameters, gradients, optimizer state and buffers. activation_bytes: the most that a microbatch of
     `cell_samples` adds for its forward and backward. worker_bytes: growth over a bare worker, data included.
     exchange_bytes: gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
-    it since the probe; 0 for a probe alone.
+    it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries the
+    times over to slower and faster nodes; None where it is not known.
+
+    Without cells the model did not fit where it was probed: it needs `worker_bytes` at least, and has no times.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +64,7 @@ class Profile(BaseModel):
     exchange_bytes: int
     build_s: float
     steps: int = 0
+    flop_per_s: float | None = None
     at: float
 
 

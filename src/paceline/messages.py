@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from paceline.measured import Profile
 from paceline.plan import Device
 from paceline.spec import Submission, Versions
 
@@ -51,6 +52,16 @@ class Setup(Message):
     rank: int
     device: str
     checkpoint: CheckpointRef | None = None
+
+
+class ProbeSetup(Message):
+    """Instead of Setup: measure the job, train nothing, and answer with Probed. memory: bytes that may be taken for it."""
+
+    kind: Literal["probe"] = "probe"
+    submission: Submission
+    device: str
+    hardware_class: str
+    memory: int
 
 
 class TrainRound(Message):
@@ -104,7 +115,9 @@ class GiveUp(Message):
     key: str
 
 
-ToWorker = Annotated[Setup | TrainRound | CheckRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")]
+ToWorker = Annotated[
+    Setup | ProbeSetup | TrainRound | CheckRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")
+]
 
 
 # ---- worker to master ----
@@ -135,6 +148,14 @@ class Unloadable(Message):
     kind: Literal["unloadable"] = "unloadable"
     step: int
     reason: str
+
+
+class Probed(Message):
+    """What the job costs on this device, or, without times, that it needs more memory than it may take."""
+
+    kind: Literal["probed"] = "probed"
+    profile: Profile
+    seconds: float
 
 
 class Trained(Message):
@@ -266,6 +287,7 @@ FromWorker = Annotated[
     | Beat
     | Ready
     | Unloadable
+    | Probed
     | Trained
     | Suspected
     | Checked

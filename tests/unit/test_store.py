@@ -274,7 +274,7 @@ def test_a_save_that_fails_leaves_nothing_half_done(store: Store, job: Job, monk
     def refuse(*_: object) -> None:
         raise RuntimeError("between the statements")
 
-    monkeypatch.setattr(store_module, "_write_ledger", refuse)
+    monkeypatch.setattr(store_module, "_write", refuse)
     with pytest.raises(RuntimeError):
         store.save(replace(job, state=Cancelled()), None, [Commit(1, 0, 1, 1), Record("state", {})], now=2.0)
     assert store.job("job-1").state == "QUEUED"

@@ -20,9 +20,9 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """kind: "state", "planned", "progress", "live", "evaluated", "checkpoint", "checkpoint_lost", "warning", "scaled",
-    "draining", "worker_lost", "worker_joined", "worker_released", "attempt_lost", "gradient_confirmed",
-    "node_quarantined".
+    """kind: "state", "probed", "probe_missed", "planned", "progress", "live", "evaluated", "checkpoint",
+    "checkpoint_lost", "warning", "scaled", "draining", "worker_lost", "worker_joined", "worker_released",
+    "attempt_lost", "gradient_confirmed", "node_quarantined".
 
     "live" ones are passing: they are not stored, and a reconnected client has missed them.
     """

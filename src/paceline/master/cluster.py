@@ -46,6 +46,7 @@ class Cluster:
     def __init__(self) -> None:
         self._nodes: dict[str, NodeLink] = {}
         self.workers: dict[WorkerKey, WorkerLink] = {}
+        self._held: dict[str, list[WorkerLink]] = {}  # by job: places for workers that may soon be started
 
     def join(self, hello: AgentHello, send: SendMessage) -> str:
         """Add a node; its id is its name, or with a number where another node has that name."""
@@ -93,7 +94,8 @@ class Cluster:
         return sorted((self._view(link) for link in self._nodes.values()), key=lambda node: node.name)
 
     def _view(self, link: NodeLink) -> Node:
-        held = [worker for worker in self.workers.values() if worker.placement.node_id == link.id]
+        kept = (worker for workers in self._held.values() for worker in workers)
+        held = [worker for worker in (*self.workers.values(), *kept) if worker.placement.node_id == link.id]
         taken = {worker.placement.device for worker in held}
         hello = link.hello
         return Node(
@@ -112,6 +114,12 @@ class Cluster:
             draining=link.draining,
             quarantined=link.quarantined,
         )
+
+    def hold(self, job_id: str, placements: Iterable[Placement], threads: int, memory: int) -> None:
+        """Keep these places free for the job, and no others."""
+        self._held.pop(job_id, None)
+        if held := [WorkerLink(placement, threads, memory) for placement in placements]:
+            self._held[job_id] = held
 
     def start(
         self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int

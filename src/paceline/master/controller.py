@@ -11,12 +11,13 @@ from typing import Any
 import structlog
 
 from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
-from paceline.master import machine, retention, states
+from paceline.master import machine, probing, retention, states
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
 from paceline.master.models import JobRow
+from paceline.master.profiles import kind_of, too_large, with_memory
 from paceline.master.states import (
     Answer,
     AttemptEnded,
@@ -24,15 +25,17 @@ from paceline.master.states import (
     Job,
     Lost,
     NodeDraining,
-    Planned,
+    Planning,
     Queued,
     Recruited,
+    Refused,
     Running,
     Starting,
     Unplaced,
     Waiting,
 )
 from paceline.master.store import Store
+from paceline.measured import Measured, Profile
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
 from paceline.planner.planner import one_more, plan_workers
@@ -53,6 +56,9 @@ class Controller:
         self._wake_scheduler = asyncio.Event()
         self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
         self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
+        self._profiles: dict[str, dict[tuple[str, str], Profile]] = {}  # by kind of job, then hardware class and device
+        for kind, profile in store.profiles():
+            self._learned(kind, profile)
 
     async def run(self) -> None:
         """Resume what a former master left, then serve until cancelled."""
@@ -98,10 +104,22 @@ class Controller:
     def check_placeable(self, submission: Submission) -> None:
         """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
         try:
-            plan_workers(self._cluster.nodes(), submission.options, submission.facts)
+            self._plan(submission)
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise
+
+    def foresee(self, submission: Submission) -> Plan:
+        """What would be decided now for such a job; nothing is measured for it. Raises Unplaceable."""
+        plan = self._plan(submission)
+        return probing.foreseen(submission, plan, self._cluster.nodes(), self.known(submission))
+
+    def known(self, submission: Submission) -> Measured:
+        """All that was measured for such a job."""
+        return Measured(profiles=tuple(self._profiles.get(kind_of(submission), {}).values()))
+
+    def _learned(self, kind: str, profile: Profile) -> None:
+        self._profiles.setdefault(kind, {})[profile.hardware_class, profile.device] = profile
 
     def post(self, job_id: str, event: Event) -> None:
         self._events.put_nowait((job_id, event))
@@ -186,15 +204,24 @@ class Controller:
     async def _apply(self, job: Job, commands: list[states.Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
-        stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack)]
+        stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack | states.Learn)]
         if stored:
             plan = job.state.plan if isinstance(job.state, Starting | Running) else None
             await self._save(job, plan, stored)
+        self._hold(job)
         for command in commands:
             self._perform(job, command)
         if isinstance(job.state, states.TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id], self._order[job.id]
+
+    def _hold(self, job: Job) -> None:
+        """While a job's model is measured, the places that it will likely get are nobody else's."""
+        if isinstance(job.state, Planning):
+            plan = job.state.plan
+            self._cluster.hold(job.id, job.state.held, plan.cores_per_worker, plan.memory_per_worker)
+        else:
+            self._cluster.hold(job.id, (), 0, 0)
 
     async def _save(self, job: Job, plan: Plan | None, stored: list[Any]) -> None:
         """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
@@ -214,7 +241,7 @@ class Controller:
             case states.Enqueue():
                 self._wake_scheduler.set()
             case states.StartWorkers(attempt, placements):
-                assert isinstance(job.state, Starting | Running)
+                assert isinstance(job.state, Planning | Starting | Running)
                 plan = job.state.plan
                 lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
                 for key in lost:
@@ -232,6 +259,8 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
+            case states.Learn(kind, profile):
+                self._learned(kind, profile)
             case states.Quarantine(node_id, reason):
                 log.error("node_quarantined", node=node_id, reason=reason)
                 self._cluster.quarantine(node_id, reason)
@@ -274,9 +303,21 @@ class Controller:
             return
         await self._handle(job.id, Recruited(job.attempt, place))
 
-    def _plan(self, job: Job) -> Plan:
-        submission = job.submission
-        return plan_workers(self._cluster.nodes(), submission.options, submission.facts, job.wish, job.hardware_class)
+    def _decide(self, job: Job) -> Event:
+        """The plan of a job that waits, or a probe before it. Raises Unplaceable where it has to wait."""
+        known = self.known(job.submission)
+        try:
+            plan = self._plan(job.submission, job.wish, job.hardware_class)
+        except Unplaceable as refusal:
+            if too_large(known.profiles) and not refusal.details.get("busy"):
+                return Refused(refusal.to_json())
+            raise
+        return probing.next_event(job, plan, self._cluster.nodes(), known)
+
+    def _plan(self, submission: Submission, wish: int | None = None, hardware_class: str | None = None) -> Plan:
+        known = self.known(submission)
+        options = with_memory(submission.options, known.profiles)
+        return plan_workers(self._cluster.nodes(), options, submission.facts, wish, hardware_class, known=known)
 
     async def _start_waiting(self) -> bool:
         """Whether no job waits for room; the first that must holds back those behind it."""
@@ -285,12 +326,12 @@ class Controller:
             if job is None:
                 continue  # it was cancelled while another was started
             try:
-                plan = self._plan(job)
+                event = self._decide(job)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
                 if "hardware_class" in refusal.details:  # its nodes may never come back: it holds nobody up
                     await self._handle(job_id, Unplaced(refusal.to_json()))
                     continue
                 return False
-            await self._handle(job_id, Planned(plan))
+            await self._handle(job_id, event)
         return True

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
+from paceline.measured import Profile
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -96,6 +97,29 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class ProbePlace:
+    """Where a model is to be measured. memory: bytes that it may take there. flop_per_s: the place's, if calibrated."""
+
+    placement: Placement
+    hardware_class: str
+    memory: int
+    flop_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Planning:
+    """The model is being measured. plan: by estimates. held: places of it that are kept free meanwhile.
+
+    pending: probes that have not answered, by rank. notes: how the others came out.
+    """
+
+    plan: Plan
+    held: tuple[Placement, ...]
+    pending: Mapping[int, ProbePlace]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Starting:
     """building: started workers that are not ready, with their address once they have said hello.
 
@@ -179,7 +203,7 @@ class Cancelled:
     """At the user's word."""
 
 
-State = Queued | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled
+State = Queued | Planning | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled
 TERMINAL = (Succeeded, Failed, Cancelled)
 
 
@@ -189,7 +213,8 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. probed: how its probe
+    came out, None before it; probes are the workers of attempt 0.
     """
 
     id: str
@@ -203,6 +228,7 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
+    probed: str | None = None
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -234,8 +260,23 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class ProbeWanted:
+    """Instead of Planned: measure the model first, at these places. plan: what estimates lead to."""
+
+    plan: Plan
+    places: tuple[ProbePlace, ...]
+
+
+@dataclass(frozen=True)
 class Unplaced:
     """The planner's refusal of the next attempt, which only the user or another node can lift."""
+
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The planner's refusal of a job that no node of the cluster could ever hold."""
 
     error: dict[str, Any]
 
@@ -309,7 +350,9 @@ class CancelRequested:
 
 Event = (
     Planned
+    | ProbeWanted
     | Unplaced
+    | Refused
     | Recruited
     | Answer
     | Lost
@@ -383,6 +426,14 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """What a kind of job costs, for the plans of this job and of later ones."""
+
+    kind: str
+    profile: Profile
+
+
+@dataclass(frozen=True)
 class Quarantine:
     """The node computes wrongly: no job is to use it."""
 
@@ -398,5 +449,7 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Quarantine | Record
+Command = (
+    Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Learn | Quarantine | Record
+)
 Outcome = tuple[Job, list[Command]]

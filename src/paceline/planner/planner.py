@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paceline.errors import Unplaceable
 from paceline.grid import DEFAULT_MICROBATCHES, MOST_COST
+from paceline.measured import Measured
 from paceline.plan import Node, NodeReason, Placement, Plan
 from paceline.shares import split_evenly
 from paceline.spec import Facts, TrainOptions
@@ -43,6 +44,7 @@ def plan_workers(
     facts: Facts,
     wish: int | None = None,
     hardware_class: str | None = None,
+    known: Measured = Measured(),
 ) -> Plan:
     """Choose the nodes for a job, all of its workers at once.
 
@@ -51,7 +53,7 @@ def plan_workers(
     Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended, and with
     `details["hardware_class"]` where no node of that class is left.
     """
-    memory = options.resources.memory or worker_memory(facts)
+    memory = options.resources.memory or worker_memory(facts, known)
     begun_on = hardware_class if options.reproducible else None
     device = _device([node for node in nodes if begun_on in (None, node.hardware_class)], options)
     rooms = [_room(node, options, memory, device) for node in nodes]
@@ -105,8 +107,11 @@ def one_more(nodes: Sequence[Node], plan: Plan, options: TrainOptions, facts: Fa
     return plan_workers(alike, single, facts).workers[0]
 
 
-def worker_memory(facts: Facts) -> int:
-    """Bytes that a worker will need, as far as the spec tells; activations and data come on top."""
+def worker_memory(facts: Facts, known: Measured = Measured()) -> int:
+    """Bytes that a worker will need: as measured; else as far as the spec tells, without activations and data."""
+    measured = [profile.worker_bytes for profile in known.profiles if profile.cells]
+    if measured:
+        return WORKER_BASE_BYTES + max(measured)
     return WORKER_BASE_BYTES + COPIES_OF_PARAMETERS * (facts.parameter_bytes or 0)
 
 

@@ -23,7 +23,6 @@ from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
 from paceline.plan import Plan
-from paceline.planner.planner import plan_workers
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -124,9 +123,9 @@ async def submit(master: The, submission: Submission) -> JobView:
 
 @router.post("/plan")
 async def plan(master: The, submission: Submission) -> Plan:
-    """What the master would decide now. Nothing is stored or run; no blobs are needed."""
+    """What the master would decide now, by what it knows. Nothing is stored, run or measured; no blobs are needed."""
     versions.check(submission.versions, master.versions, "the client")
-    return plan_workers(master.cluster.nodes(), submission.options, submission.facts)
+    return master.controller.foresee(submission)
 
 
 def check_submission(master: Master, submission: Submission) -> None:
