@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from paceline.spec import Facts, TrainOptions
+
+COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
+ACTIVATION_BYTES_PER_FLOP = 0.5  # far above what common layers keep for their backward
+
 
 class Calibration(BaseModel):
     """A node's speed, by a short fixed benchmark at its join. flop_per_s: of one core, or of the device.
@@ -75,3 +80,10 @@ class Measured(BaseModel):
 
     profiles: tuple[Profile, ...] = ()
     links: tuple[Link, ...] = ()
+
+
+def rough_bytes(options: TrainOptions, facts: Facts) -> float:
+    """What a worker needs, by the facts alone, rather too much than too little; 0 for a model that nobody has seen."""
+    cell_samples = -(-options.batch_size // options.microbatches)
+    activations = ACTIVATION_BYTES_PER_FLOP * cell_samples * (facts.flop_per_sample or 0.0)
+    return COPIES_OF_PARAMETERS * (facts.parameter_bytes or 0) + activations

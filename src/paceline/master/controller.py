@@ -16,8 +16,9 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
+from paceline.master.knowledge import Knowledge, plan_by
 from paceline.master.models import JobRow
-from paceline.master.profiles import kind_of, too_large, with_memory
+from paceline.master.profiles import too_large
 from paceline.master.states import (
     Answer,
     AttemptEnded,
@@ -35,10 +36,9 @@ from paceline.master.states import (
     Waiting,
 )
 from paceline.master.store import Store
-from paceline.measured import Measured, Profile
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more, plan_workers
+from paceline.planner.planner import one_more
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
@@ -56,9 +56,7 @@ class Controller:
         self._wake_scheduler = asyncio.Event()
         self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
         self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
-        self._profiles: dict[str, dict[tuple[str, str], Profile]] = {}  # by kind of job, then hardware class and device
-        for kind, profile in store.profiles():
-            self._learned(kind, profile)
+        self._knowledge = Knowledge(store)
 
     async def run(self) -> None:
         """Resume what a former master left, then serve until cancelled."""
@@ -104,22 +102,15 @@ class Controller:
     def check_placeable(self, submission: Submission) -> None:
         """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
         try:
-            self._plan(submission)
+            plan_by(self._knowledge.of(submission), self._cluster.nodes(), submission)
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise
 
     def foresee(self, submission: Submission) -> Plan:
         """What would be decided now for such a job; nothing is measured for it. Raises Unplaceable."""
-        plan = self._plan(submission)
-        return probing.foreseen(submission, plan, self._cluster.nodes(), self.known(submission))
-
-    def known(self, submission: Submission) -> Measured:
-        """All that was measured for such a job."""
-        return Measured(profiles=tuple(self._profiles.get(kind_of(submission), {}).values()))
-
-    def _learned(self, kind: str, profile: Profile) -> None:
-        self._profiles.setdefault(kind, {})[profile.hardware_class, profile.device] = profile
+        nodes, known = self._cluster.nodes(), self._knowledge.of(submission)
+        return probing.foreseen(submission, plan_by(known, nodes, submission), nodes, known)
 
     def post(self, job_id: str, event: Event) -> None:
         self._events.put_nowait((job_id, event))
@@ -259,8 +250,8 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
-            case states.Learn(kind, profile):
-                self._learned(kind, profile)
+            case states.Learn():
+                self._knowledge.note(command)
             case states.Quarantine(node_id, reason):
                 log.error("node_quarantined", node=node_id, reason=reason)
                 self._cluster.quarantine(node_id, reason)
@@ -305,19 +296,14 @@ class Controller:
 
     def _decide(self, job: Job) -> Event:
         """The plan of a job that waits, or a probe before it. Raises Unplaceable where it has to wait."""
-        known = self.known(job.submission)
+        nodes, known = self._cluster.nodes(), self._knowledge.of(job.submission)
         try:
-            plan = self._plan(job.submission, job.wish, job.hardware_class)
+            plan = plan_by(known, nodes, job.submission, job.wish, job.hardware_class)
         except Unplaceable as refusal:
             if too_large(known.profiles) and not refusal.details.get("busy"):
                 return Refused(refusal.to_json())
             raise
-        return probing.next_event(job, plan, self._cluster.nodes(), known)
-
-    def _plan(self, submission: Submission, wish: int | None = None, hardware_class: str | None = None) -> Plan:
-        known = self.known(submission)
-        options = with_memory(submission.options, known.profiles)
-        return plan_workers(self._cluster.nodes(), options, submission.facts, wish, hardware_class, known=known)
+        return probing.next_event(job, plan, nodes, known)
 
     async def _start_waiting(self) -> bool:
         """Whether no job waits for room; the first that must holds back those behind it."""

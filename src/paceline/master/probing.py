@@ -32,10 +32,10 @@ from paceline.master.states import (
     StartWorkers,
     StopWorkers,
 )
-from paceline.measured import Measured
+from paceline.measured import Measured, rough_bytes
 from paceline.messages import FromWorker, Probed, ProbeSetup, WorkerFailed, WorkerHello
 from paceline.plan import Node, Placement, Plan
-from paceline.planner.planner import COPIES_OF_PARAMETERS, MASTER_BYTES, WORKER_BASE_BYTES, plan_workers
+from paceline.planner.planner import MASTER_BYTES, WORKER_BASE_BYTES, plan_workers
 from paceline.spec import Facts, Submission, TrainOptions
 from paceline.stop import step_bound
 
@@ -54,10 +54,17 @@ def next_event(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> 
     """What follows from a plan: the start of its workers, with how the model is known; or a probe before."""
     why = job.probed or ""
     if not job.attempt and job.probed is None:
-        places = places_to_probe(job, plan, nodes)
-        why = why_not(job, plan, places, nodes, known)
+        places = places_for_one(job, plan, nodes)
+        measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
+        new = [place for place in places if (place.hardware_class, _kind(place.placement)) not in measured]
+        if not places:
+            why = "not probed: no single place could hold it"
+        elif not new:
+            why = "measured before, in a job of this kind"
+        else:
+            why = why_not(job, places, nodes)
         if not why:
-            return ProbeWanted(plan, places)
+            return ProbeWanted(plan, tuple(_ranked(place, rank) for rank, place in enumerate(new)))
     return Planned(plan.model_copy(update={"summary": f"{plan.summary}; {why}"}) if why else plan)
 
 
@@ -69,32 +76,34 @@ def foreseen(submission: Submission, plan: Plan, nodes: Sequence[Node], known: M
     return plan.model_copy(update={"summary": f"{plan.summary}; not probed yet: a probe on submission may change it"})
 
 
-def places_to_probe(job: Job, plan: Plan, nodes: Sequence[Node]) -> tuple[ProbePlace, ...]:
+def places_for_one(job: Job, plan: Plan, nodes: Sequence[Node]) -> list[ProbePlace]:
     """One on each hardware class with room for a worker on the plan's kind of device."""
-    options, kind = job.submission.options, plan.workers[0].device.split(":")[0]
+    options, kind = job.submission.options, _kind(plan.workers[0])
     found = []
     for hardware_class in sorted({node.hardware_class for node in nodes}):
         alike = [node for node in nodes if node.hardware_class == hardware_class]
         try:
-            place = plan_workers(alike, _workers(options, 1), job.submission.facts).workers[0]
+            placement = plan_workers(alike, _workers(options, 1), job.submission.facts).workers[0]
         except Unplaceable:
             continue
-        if place.device.split(":")[0] == kind:
-            node = next(node for node in alike if node.id == place.node_id)
-            found.append(ProbePlace(place, hardware_class, _memory(node), _speed(node, kind)))
-    return tuple(replace(p, placement=p.placement.model_copy(update={"rank": at})) for at, p in enumerate(found))
+        if _kind(placement) == kind:
+            node = next(node for node in alike if node.id == placement.node_id)
+            found.append(ProbePlace(placement, hardware_class, _memory(node), _speed(node, kind)))
+    return found
 
 
-def why_not(job: Job, plan: Plan, places: Sequence[ProbePlace], nodes: Sequence[Node], known: Measured) -> str:
+def _kind(placement: Placement) -> str:
+    return placement.device.split(":")[0]
+
+
+def _ranked(place: ProbePlace, rank: int) -> ProbePlace:
+    return replace(place, placement=place.placement.model_copy(update={"rank": rank}))
+
+
+def why_not(job: Job, places: Sequence[ProbePlace], nodes: Sequence[Node]) -> str:
     """Why a probe could change nothing, or costs more than it can save; "" where it is wanted."""
-    if not places:
-        return "not probed: no place could hold it alone"
     options, facts = job.submission.options, job.submission.facts
-    measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
-    kind = plan.workers[0].device.split(":")[0]
-    if {(place.hardware_class, kind) for place in places} <= measured:
-        return "measured before, in a job of this kind"
-    if _rough_bytes(options, facts) > DOUBT * min(place.memory for place in places):
+    if rough_bytes(options, facts) > DOUBT * min(place.memory for place in places):
         return ""
     seconds = _rough_seconds(options, facts)
     if seconds is not None and seconds < PROBE_S:
@@ -127,12 +136,6 @@ def _memory(node: Node) -> int:
 
 def _speed(node: Node, kind: str) -> float | None:
     return min((c.flop_per_s for c in node.speed if c.device.split(":")[0] == kind), default=None)
-
-
-def _rough_bytes(options: TrainOptions, facts: Facts) -> float:
-    """What is known beforehand of the memory that it needs; a sample's values are below its operations."""
-    cell = -(-options.batch_size // options.microbatches)
-    return COPIES_OF_PARAMETERS * (facts.parameter_bytes or 0) + 4 * cell * (facts.flop_per_sample or 0)
 
 
 def _rough_seconds(options: TrainOptions, facts: Facts) -> float | None:

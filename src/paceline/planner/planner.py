@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from paceline.errors import Unplaceable
 from paceline.grid import DEFAULT_MICROBATCHES, MOST_COST
-from paceline.measured import Measured
+from paceline.measured import COPIES_OF_PARAMETERS, Measured
 from paceline.plan import Node, NodeReason, Placement, Plan
 from paceline.shares import split_evenly
 from paceline.spec import Facts, TrainOptions
 
 WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
-COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
 MASTER_BYTES = 512 * 2**20
 MASTER_CORES_FROM = 4  # on a smaller node the master shares the cores
 WORTH_SPLITTING_FLOP = 2e8  # a step below this takes a few milliseconds on one core: exchanging it would take longer

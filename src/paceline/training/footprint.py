@@ -49,8 +49,8 @@ class Footprint:
 
 
 def live_sums(cells: int) -> int:
-    """Sets of gradients that a lone worker holds at once: one for each level of the tree above the pairs, at most."""
-    return max(1, (cells - 1).bit_length())
+    """Sets of gradients that a lone worker holds at once, at most: a pair's, and the tree nodes that wait to its left."""
+    return ((cells + 1) // 2).bit_length()
 
 
 class LiveBytes(TorchDispatchMode):

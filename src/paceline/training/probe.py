@@ -18,7 +18,7 @@ import torch
 
 from paceline.errors import Unplaceable
 from paceline.grid import Grid
-from paceline.measured import CellTime, Profile
+from paceline.measured import CellTime, Profile, rough_bytes
 from paceline.messages import Group, Probed, ProbeSetup
 from paceline.spec import Keep
 from paceline.stop import step_bound
@@ -39,8 +39,7 @@ from paceline.training.seeds import make_deterministic
 FULL_S, PART_S = 0.6, 0.15  # spent on whole steps of the grid, and on each smaller size
 MOST_STEP_S = 3.0  # of a step that is timed whole; of a longer one, as many microbatches as fit
 SMALLEST = 2  # samples: batch-norm can't train on one
-FAKE_FROM = 4  # parts of the limit: what the spec's facts put below one of them runs without fake tensors first
-COPIES_OF_PARAMETERS = 6
+DOUBT = 0.25  # of the limit: what the spec's facts put below it runs without fake tensors first
 
 
 class Stopwatch(Monitor):
@@ -150,12 +149,10 @@ class _Measurement:
         return next(self._train.stream([CellRequest(0, self._grid.cell_samples(0, 0))]))
 
     def _in_doubt(self) -> bool:
-        """Whether the job might not fit, as far as the spec's facts tell. A sample's values are below its operations."""
+        """Whether the job might not fit, as far as the spec's facts tell."""
         facts = self._setup.submission.facts
-        if facts.parameter_bytes is None or facts.flop_per_sample is None:
-            return True
-        rough = COPIES_OF_PARAMETERS * facts.parameter_bytes + 4 * facts.flop_per_sample * self._grid.cell_size
-        return rough > self._memory.limit / FAKE_FROM
+        unseen = facts.parameter_bytes is None or facts.flop_per_sample is None
+        return unseen or rough_bytes(self._options, facts) > DOUBT * self._memory.limit
 
     # ---- times ----
 
