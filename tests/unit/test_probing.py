@@ -38,7 +38,7 @@ from paceline.master.states import (
     StopWorkers,
 )
 from paceline.measured import CellTime, Measured, Profile
-from paceline.messages import Probed, ProbeSetup, WorkerFailed, WorkerHello
+from paceline.messages import Probed, ProbeSetup, Ready, Saved, Trained, WorkerFailed, WorkerHello
 from paceline.plan import Node
 from paceline.planner.planner import plan_workers
 from paceline.spec import Facts, Submission
@@ -285,20 +285,34 @@ def replace_program(job: Submission, pickle: str) -> Submission:
 def test_real_training_outweighs_the_probe_and_changes_all_sizes_alike() -> None:
     cells = (CellTime(samples=2, seconds=0.01), CellTime(samples=8, seconds=0.04))
     first = profile_of(cells=cells, update_s=0.002)
-    few, many = learn(first, 0.08, 0.004, 1, 5.0), learn(first, 0.08, 0.004, 10_000, 5.0)
+    few, many = learn(first, 0.08, 0.004, 1), learn(first, 0.08, 0.004, 10_000)
     assert 0.04 < few.cells[1].seconds < 0.045 < 0.079 < many.cells[1].seconds <= 0.08
     assert many.cells[1].seconds / many.cells[0].seconds == pytest.approx(4.0)
-    assert (many.steps, many.at, round(many.update_s, 3)) == (10_000, 5.0, 0.004)
+    assert (many.steps, round(many.update_s, 3)) == (10_000, 0.004)
 
 
 @given(st.floats(1e-4, 10), st.floats(0, 1), st.lists(st.integers(1, 500), min_size=1, max_size=20))
 def test_a_pace_that_stays_is_kept_and_reached(cell_s: float, rest_s: float, rounds: list[int]) -> None:
     profile = profile_of()
-    for at, steps in enumerate([*rounds, 20_000, 20_000]):
-        profile = learn(profile, cell_s, rest_s, steps, float(at))
+    for steps in [*rounds, 20_000, 20_000]:
+        profile = learn(profile, cell_s, rest_s, steps)
     assert profile.cells[-1].seconds == pytest.approx(cell_s, rel=0.02, abs=1e-5)
     assert profile.update_s == pytest.approx(rest_s, rel=0.02, abs=1e-4)
-    assert learn(profile, profile.cells[-1].seconds, profile.update_s, 5, 1.0).cells == pytest.approx(profile.cells)
+
+
+def test_training_refines_the_profile_that_the_job_was_planned_by() -> None:
+    first = profile_of(cells=(CellTime(samples=2, seconds=0.5),), update_s=0.0)
+    fields = {"batch_size": 4, "microbatches": 2, "stop": pl.MaxSteps(1), "val": False}
+    job, _ = step(Job("job", submission(**fields)), Planned(plan_of([(0, 2)]), Measured(profiles=(first,))), 0.0)
+    job, _ = step(job, Answer(1, 0, Ready(fingerprint="f", train_samples=18, val_samples=0, parameters=1, store_port=1)), 1.0)
+    done = Trained(from_step=0, step=1, losses=(1.0,), seconds=0.2, busy_s=0.2, cells=2)
+    job, _ = step(job, Answer(1, 0, done), 2.0)
+    job, commands = step(job, Answer(1, 0, Saved(step=1, blob="b", nbytes=1, digest="d")), 3.0)
+    assert job.state_name == "SUCCEEDED"
+    (learned,) = [c for c in commands if isinstance(c, Learn)]
+    assert learned.kind == kind_of(job.submission)
+    assert 0.1 < learned.profile.cells[0].seconds < 0.5
+    assert learned.profile.steps == 1
 
 
 def test_what_did_not_fit_asks_for_its_memory_until_something_is_known_to_hold_it() -> None:

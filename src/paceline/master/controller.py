@@ -16,9 +16,9 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
-from paceline.master.knowledge import Knowledge, plan_by
+from paceline.master.knowledge import Knowledge
 from paceline.master.models import JobRow
-from paceline.master.profiles import too_large
+from paceline.master.profiles import plan_by, too_large
 from paceline.master.states import (
     Answer,
     AttemptEnded,
@@ -250,8 +250,8 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
-            case states.Learn():
-                self._knowledge.note(command)
+            case states.Learn(kind, profile):
+                self._knowledge.note(kind, profile.model_copy(update={"at": time.time()}))
             case states.Quarantine(node_id, reason):
                 log.error("node_quarantined", node=node_id, reason=reason)
                 self._cluster.quarantine(node_id, reason)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
-from paceline.master.profiles import kind_of, with_memory
-from paceline.master.states import Learn
+from paceline.master.profiles import kind_of
 from paceline.master.store import Store
 from paceline.measured import Measured, Profile
-from paceline.plan import Node, Plan
-from paceline.planner.planner import plan_workers
 from paceline.spec import Submission
 
 
@@ -20,24 +16,11 @@ class Knowledge:
     def __init__(self, store: Store) -> None:
         self._profiles: defaultdict[str, dict[tuple[str, str], Profile]] = defaultdict(dict)
         for kind, profile in store.profiles():
-            self.note(Learn(kind, profile))
+            self.note(kind, profile)
 
-    def note(self, learned: Learn) -> None:
-        profile = learned.profile
-        self._profiles[learned.kind][profile.hardware_class, profile.device] = profile
+    def note(self, kind: str, profile: Profile) -> None:
+        self._profiles[kind][profile.hardware_class, profile.device] = profile
 
     def of(self, submission: Submission) -> Measured:
         """All that was measured for such a job."""
         return Measured(profiles=tuple(self._profiles.get(kind_of(submission), {}).values()))
-
-
-def plan_by(
-    known: Measured,
-    nodes: Sequence[Node],
-    submission: Submission,
-    wish: int | None = None,
-    hardware_class: str | None = None,
-) -> Plan:
-    """The planner's decision by what is known. Raises Unplaceable."""
-    options = with_memory(submission.options, known.profiles)
-    return plan_workers(nodes, options, submission.facts, wish, hardware_class, known=known)

@@ -67,8 +67,8 @@ def step(job: Job, event: Event, now: float) -> Outcome:
     match event, job.state:
         case CancelRequested(), _:
             return end(job, Cancelled(), now)
-        case Planned(plan), Queued() | Waiting():
-            return starting.start(job, plan)
+        case Planned(plan, known), Queued() | Waiting():
+            return starting.start(replace(job, known=known), plan)
         case ProbeWanted(plan, places), Queued() | Waiting() if not job.attempt and job.probed is None:
             return probing.begin(job, plan, places)
         case Refused(error), Queued() | Waiting():

@@ -12,7 +12,7 @@ from dataclasses import replace
 from paceline.errors import InvalidSpec, NotYetSupported, Unplaceable, UserCodeError
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
 from paceline.master.ends import end, state_record
-from paceline.master.profiles import kind_of
+from paceline.master.profiles import kind_of, with_memory
 from paceline.master.states import (
     Command,
     Enqueue,
@@ -54,7 +54,8 @@ def next_event(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> 
     """What follows from a plan: the start of its workers, with how the model is known; or a probe before."""
     why = job.probed or ""
     if not job.attempt and job.probed is None:
-        places = places_for_one(job, plan, nodes)
+        options = with_memory(job.submission.options, known.profiles)
+        places = places_for_one(options, job.submission.facts, _kind(plan.workers[0]), nodes)
         measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
         new = [place for place in places if (place.hardware_class, _kind(place.placement)) not in measured]
         if not places:
@@ -65,7 +66,7 @@ def next_event(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> 
             why = why_not(job, places, nodes)
         if not why:
             return ProbeWanted(plan, tuple(_ranked(place, rank) for rank, place in enumerate(new)))
-    return Planned(plan.model_copy(update={"summary": f"{plan.summary}; {why}"}) if why else plan)
+    return Planned(plan.model_copy(update={"summary": f"{plan.summary}; {why}"}) if why else plan, known)
 
 
 def foreseen(submission: Submission, plan: Plan, nodes: Sequence[Node], known: Measured) -> Plan:
@@ -76,14 +77,13 @@ def foreseen(submission: Submission, plan: Plan, nodes: Sequence[Node], known: M
     return plan.model_copy(update={"summary": f"{plan.summary}; not probed yet: a probe on submission may change it"})
 
 
-def places_for_one(job: Job, plan: Plan, nodes: Sequence[Node]) -> list[ProbePlace]:
-    """One on each hardware class with room for a worker on the plan's kind of device."""
-    options, kind = job.submission.options, _kind(plan.workers[0])
+def places_for_one(options: TrainOptions, facts: Facts, kind: str, nodes: Sequence[Node]) -> list[ProbePlace]:
+    """One on each hardware class with room for a worker on this kind of device."""
     found = []
     for hardware_class in sorted({node.hardware_class for node in nodes}):
         alike = [node for node in nodes if node.hardware_class == hardware_class]
         try:
-            placement = plan_workers(alike, _workers(options, 1), job.submission.facts).workers[0]
+            placement = plan_workers(alike, _workers(options, 1), facts).workers[0]
         except Unplaceable:
             continue
         if _kind(placement) == kind:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from statistics import median
 
-from paceline.measured import CellTime, Profile
-from paceline.planner.planner import WORKER_BASE_BYTES
+from paceline.master.states import Job, Learn, Running, Worker
+from paceline.measured import CellTime, Measured, Profile
+from paceline.plan import Node, Plan
+from paceline.planner.planner import WORKER_BASE_BYTES, plan_workers
 from paceline.spec import Keep, Submission, TrainOptions
 
 PROBE_STEPS = 20  # of real training that count as much as the probe
@@ -34,8 +37,8 @@ def kind_of(submission: Submission) -> str:
     return hashlib.sha256(repr((program, costs)).encode()).hexdigest()
 
 
-def learn(profile: Profile, cell_s: float, rest_s: float, steps: int, now: float) -> Profile:
-    """The profile after `steps` more steps of training on such a node, undisturbed.
+def learn(profile: Profile, cell_s: float, rest_s: float, steps: int) -> Profile:
+    """The profile after `steps` more steps of training on such a node.
 
     cell_s: seconds of a microbatch there. rest_s: of a step for all but microbatches and exchanges. The other sizes
     change in proportion: what makes one slower makes all slower.
@@ -45,9 +48,28 @@ def learn(profile: Profile, cell_s: float, rest_s: float, steps: int, now: float
     ratio = (full + weight * (cell_s - full)) / full
     cells = tuple(CellTime(samples=c.samples, seconds=c.seconds * ratio) for c in profile.cells)
     update_s = profile.update_s + weight * (rest_s - profile.update_s)
-    return profile.model_copy(
-        update={"cells": cells, "update_s": update_s, "steps": profile.steps + steps, "at": now}
-    )
+    return profile.model_copy(update={"cells": cells, "update_s": update_s, "steps": profile.steps + steps})
+
+
+def taught(job: Job, state: Running) -> list[Learn]:
+    """What a job's training tells of its kind: the profiles that it was planned by, refined.
+
+    A worker's time for a cell holds its part of the update, which is taken as it was measured.
+    """
+    members = [state.workers[rank] for rank in state.members]
+    cells = state.plan.microbatches / max(1, len(members))  # of each
+    found = []
+    for profile in job.known.profiles:
+        here = [worker for worker in members if _place(state, worker) == (profile.hardware_class, profile.device)]
+        times = [worker.cell_s - profile.update_s / cells for worker in here if worker.cell_s]
+        if profile.cells and times and min(times) > 0:
+            refined = learn(profile, median(times), profile.update_s, job.training.step)
+            found.append(Learn(kind_of(job.submission), refined))
+    return found
+
+
+def _place(state: Running, worker: Worker) -> tuple[str, str]:
+    return state.plan.hardware_class, worker.placement.device.split(":")[0]
 
 
 def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOptions:
@@ -64,3 +86,15 @@ def too_large(profiles: Iterable[Profile]) -> int:
     found = list(profiles)
     fits = {(p.hardware_class, p.device) for p in found if p.cells}
     return 0 if fits else max((p.worker_bytes for p in found), default=0)
+
+
+def plan_by(
+    known: Measured,
+    nodes: Sequence[Node],
+    submission: Submission,
+    wish: int | None = None,
+    hardware_class: str | None = None,
+) -> Plan:
+    """The planner's decision by what is known. Raises Unplaceable."""
+    options = with_memory(submission.options, known.profiles)
+    return plan_workers(nodes, options, submission.facts, wish, hardware_class, known=known)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
-from paceline.measured import Profile
+from paceline.measured import Measured, Profile
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -214,7 +214,7 @@ class Job:
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
     hardware_class: of the first attempt; it is part of the result, so that later ones keep it. probed: how its probe
-    came out, None before it; probes are the workers of attempt 0.
+    came out, None before it; probes are the workers of attempt 0. known: what the present attempt was planned by.
     """
 
     id: str
@@ -229,6 +229,7 @@ class Job:
     wish: int | None = None
     hardware_class: str | None = None
     probed: str | None = None
+    known: Measured = Measured()
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -254,9 +255,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Planned:
-    """The planner's decision for the next attempt."""
+    """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
+    known: Measured = Measured()
 
 
 @dataclass(frozen=True)

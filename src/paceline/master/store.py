@@ -80,7 +80,7 @@ class Store:
             with self._sessions.begin() as session:
                 session.execute(update(JobRow).where(JobRow.id == job.id).values(**_columns(job, plan, now)))
                 for record in records:
-                    _write(session, job.id, record)
+                    _write(session, job.id, record, now)
                 session.add_all(events)
         except OperationalError as error:
             raise _told(error) from error
@@ -169,7 +169,7 @@ def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
     return columns
 
 
-def _write(session: Session, job_id: str, record: Record | Commit | RollBack | Learn) -> None:
+def _write(session: Session, job_id: str, record: Record | Commit | RollBack | Learn, now: float) -> None:
     """The ledger's entries, and what was learned."""
     if isinstance(record, Commit):
         session.add(
@@ -191,7 +191,7 @@ def _write(session: Session, job_id: str, record: Record | Commit | RollBack | L
                 kind=record.kind,
                 hardware_class=profile.hardware_class,
                 device=profile.device,
-                profile=profile.model_dump(mode="json"),
+                profile=profile.model_dump(mode="json") | {"at": now},
             )
         )
 

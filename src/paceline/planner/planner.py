@@ -43,7 +43,7 @@ def plan_workers(
     facts: Facts,
     wish: int | None = None,
     hardware_class: str | None = None,
-    known: Measured = Measured(),
+    known: Measured = Measured(),  # noqa: B008 - it is frozen
 ) -> Plan:
     """Choose the nodes for a job, all of its workers at once.
 
@@ -106,7 +106,7 @@ def one_more(nodes: Sequence[Node], plan: Plan, options: TrainOptions, facts: Fa
     return plan_workers(alike, single, facts).workers[0]
 
 
-def worker_memory(facts: Facts, known: Measured = Measured()) -> int:
+def worker_memory(facts: Facts, known: Measured = Measured()) -> int:  # noqa: B008 - it is frozen
     """Bytes that a worker will need: as measured; else as far as the spec tells, without activations and data."""
     measured = [profile.worker_bytes for profile in known.profiles if profile.cells]
     if measured:
