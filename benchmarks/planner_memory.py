@@ -226,7 +226,7 @@ def predicted(client: pl.Client, case: Case) -> dict[str, Any]:
     return dict(row)
 
 
-def measured(client: pl.Client, case: Case, bare: int, workers: int = 1) -> int:
+def measured(client: pl.Client, case: Case, bare: int, workers: int = 1, trained_s: float = TRAINED_S) -> int:
     """What a worker grew by at its most, from its start until it has trained for a while and written checkpoints."""
     job = client.submit(case.spec(resources=pl.Resources(workers=workers)))
     pid = wait_for(lambda: next((w["pid"] for w in job.workers() if w["pid"]), None))
@@ -236,7 +236,7 @@ def measured(client: pl.Client, case: Case, bare: int, workers: int = 1) -> int:
         most = max(most, own_bytes(pid))
         time.sleep(SAMPLE_EVERY_S)
         if until is None and sum(event.kind == "checkpoint" for event in job.events_so_far()) >= CHECKPOINTS:
-            until = time.monotonic() + TRAINED_S
+            until = time.monotonic() + trained_s
     job.cancel()
     ended(job)
     return most - before

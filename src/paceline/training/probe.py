@@ -37,7 +37,7 @@ from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
 
 FULL_S, PART_S = 0.6, 0.15  # spent on whole steps of the grid, and on each smaller size
-MOST_STEP_S = 3.0  # of a step that is timed whole; of a longer one, as many microbatches as fit
+MOST_STEP_S = 2.0  # of a step that is timed whole; of a longer one, as many microbatches as fit
 SMALLEST = 2  # samples: batch-norm can't train on one
 DOUBT = 0.25  # of the limit: what the spec's facts put below it runs without fake tensors first
 
@@ -157,17 +157,15 @@ class _Measurement:
     # ---- times ----
 
     def _whole_steps(self) -> tuple[list[StepTime], int]:
-        """(steps of the grid, the first not counted where there are more; their microbatches)."""
-        cells = self._grid.num_cells(0)
-        first = self._steps(self._grid.cell_size, 1, 0.0)
-        fitting = max(1, int(MOST_STEP_S / sum(first[0].cells)))
-        steps = self._steps(self._grid.cell_size, min(cells, fitting), FULL_S)
-        return steps[1:] or steps, min(cells, fitting)
+        """(steps of the grid; their microbatches)."""
+        first = self._one_step(1)
+        cells = min(self._grid.num_cells(0), max(1, int(MOST_STEP_S / sum(first.cells))))
+        return self._steps(self._grid.cell_size, cells, FULL_S), cells
 
     def _smaller_sizes(self, full_s: float) -> list[int]:
         """Ascending; none where the full one took long."""
         size = self._grid.cell_size
-        sizes = {size // 4, size // 2} if full_s < MOST_STEP_S / 2 else set()
+        sizes = {size // 4, size // 2} if full_s < MOST_STEP_S / 4 else set()
         return sorted(samples for samples in sizes if SMALLEST <= samples < size)
 
     def _smaller(self, samples: int) -> CellTime | None:
@@ -177,10 +175,22 @@ class _Measurement:
         except Exception as error:  # noqa: BLE001 - of no size that the job has
             print(f"paceline: microbatches of {samples} samples are not measured: {error!r}")  # noqa: T201 - to the log
             return None
-        return CellTime(samples=samples, seconds=_cell_s(steps[1:] or steps))
+        return CellTime(samples=samples, seconds=_cell_s(steps))
+
+    def _one_step(self, cells: int) -> StepTime:
+        return next(self._stepping(self._grid.cell_size, cells))
 
     def _steps(self, samples: int, cells: int, seconds: float) -> list[StepTime]:
-        """Do steps of so many microbatches until the time is up: one at least."""
+        """Steps of so many microbatches until the time is up, without the first: that one waits for readers."""
+        steps = self._stepping(samples, cells)
+        next(steps)
+        until = time.perf_counter() + seconds
+        done = [next(steps)]
+        while time.perf_counter() < until:
+            done.append(next(steps))
+        return done
+
+    def _stepping(self, samples: int, cells: int) -> Iterator[StepTime]:
         grid = replace(self._grid, batch_size=samples * cells, microbatches=cells)
         share = (0, grid.num_cells(0))
         alone = Group(key="", host="", port=0, members=(0,), shares=(share,))
@@ -190,14 +200,9 @@ class _Measurement:
         )
         batches = self._train.stream(_requests(grid))
         self._program.model.train()
-        done: list[StepTime] = []
-        until = time.perf_counter() + seconds
         for step in count():
-            done.append(self._step(trainer, step, batches))
+            yield self._step(trainer, step, batches)
             self._memory.sample()
-            if time.perf_counter() >= until:
-                return done
-        raise AssertionError("unreachable")
 
     def _step(self, trainer: ExactTrainer, step: int, batches: Iterator[Any]) -> StepTime:
         started, before = time.perf_counter(), self._watch.cells
@@ -231,7 +236,7 @@ class _Measurement:
             evaluate(self._program, self._val, self._options.batch_size, 0, parts, self._watch)
         best = model_tensors(self._program.model) if self._keeps_best else None
         copied = training_tensors(self._program.model, self._program.optimizer, best)
-        self._steps(self._grid.cell_size, cells, 0.0)
+        self._one_step(cells)
         self._memory.sample()
         del best, copied
 
