@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from paceline.spec import Facts, TrainOptions
 
 COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
-ACTIVATION_BYTES_PER_FLOP = 0.5  # far above what common layers keep for their backward
+ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 
 
 class Calibration(BaseModel):

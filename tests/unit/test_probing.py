@@ -47,7 +47,7 @@ from builders import GIB, node, plan_of, profile_of, submission
 
 # ---- whether a probe is wanted ----
 
-HEAVY = Facts(parameters=10**6, parameter_bytes=4 * 10**6, flop_per_sample=1e8, train_samples=50_000)
+HEAVY = Facts(parameters=10**6, parameter_bytes=4 * 10**6, flop_per_sample=1e7, train_samples=50_000)
 
 
 def sent(facts: Facts = HEAVY, **changes: Any) -> Submission:
