@@ -200,7 +200,8 @@ def answered(job: Job, state: Planning, rank: int, message: FromWorker, now: flo
 
 def _measured(job: Job, state: Planning, rank: int, probed: Probed) -> Outcome:
     place = state.pending[rank]
-    profile = probed.profile.model_copy(update={"flop_per_s": place.flop_per_s})
+    known = {"hardware_class": place.hardware_class, "device": _kind(place.placement), "flop_per_s": place.flop_per_s}
+    profile = probed.profile.model_copy(update=known)  # of where it ran, whatever the worker says
     node = place.placement.node_name
     how = f"probed on {node} in {probed.seconds:.1f} s" if profile.cells else f"probed on {node}, where it does not fit"
     job = replace(job, state=_without(state, (rank,), how))

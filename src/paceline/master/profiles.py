@@ -44,7 +44,7 @@ def learn(profile: Profile, cell_s: float, rest_s: float, steps: int) -> Profile
     change in proportion: what makes one slower makes all slower.
     """
     weight = steps / (steps + min(PROBE_STEPS + profile.steps, MEMORY_OF_STEPS))
-    full = profile.cells[-1].seconds
+    full = max(profile.cells[-1].seconds, 1e-9)
     ratio = (full + weight * (cell_s - full)) / full
     cells = tuple(CellTime(samples=c.samples, seconds=c.seconds * ratio) for c in profile.cells)
     update_s = profile.update_s + weight * (rest_s - profile.update_s)
