@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Block(nn.Module):
 
 def dense(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -124,14 +125,16 @@ def cnn() -> nn.Module:
 
 def resnet() -> nn.Module:
     stem = [nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()]
-    return nn.Sequential(*stem, *[Block(64) for _ in range(4)], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(*stem, *[Block(64) for _ in range(4)], *head)
 
 
 def autoencoder() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(128 * 64, 256), nn.Linear(256, 128 * 64), nn.Unflatten(1, (128, 8, 8)),
-        nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(64, 3, 4, stride=2, padding=1),
+        nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(64, 3, 4, stride=2, padding=1),
     )  # fmt: skip
 
 

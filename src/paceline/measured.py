@@ -24,7 +24,7 @@ class Calibration(BaseModel):
 
 
 class Link(BaseModel):
-    """The way from one node to another, as a small burst measured it. ends: their ids, sorted: both ways count alike."""
+    """The way from one node to another, as a small burst measured it. ends: their ids, sorted: both ways are alike."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,8 +50,8 @@ class Profile(BaseModel):
     state_bytes: parameters, gradients, optimizer state and buffers. activation_bytes: the most that a microbatch of
     `cell_samples` adds for its forward and backward. worker_bytes: growth over a bare worker, data included.
     exchange_bytes: gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
-    it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries the
-    times over to slower and faster nodes; None where it is not known.
+    it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries
+    the times over to slower and faster nodes; None where it is not known.
 
     Without cells the model did not fit where it was probed: it needs `worker_bytes` at least, and has no times.
     """

@@ -55,7 +55,7 @@ class Setup(Message):
 
 
 class ProbeSetup(Message):
-    """Instead of Setup: measure the job, train nothing, and answer with Probed. memory: bytes that may be taken for it."""
+    """Instead of Setup: measure the job, train nothing, and answer with Probed. memory: bytes that it may take."""
 
     kind: Literal["probe"] = "probe"
     submission: Submission

@@ -39,7 +39,7 @@ def test_an_allocation_far_over_the_limit_raises_and_the_process_goes_on(take: C
         with MemoryLimit(64 * MIB, 0, lambda _: os._exit(50)) as memory:
             try:
                 take()
-            except Exception as error:
+            except (MemoryError, RuntimeError) as error:
                 return 7 if out_of_memory(error) and memory.sample() < 64 * MIB else 51
         return 52
 
@@ -81,7 +81,9 @@ def fields(model: Any, **changes: Any) -> dict[str, Any]:
 BATCH = (torch.randn(16, 64), torch.zeros(16, dtype=torch.long))
 
 
-@pytest.mark.parametrize("model", [mlp(), Cnn(), Transformer(), Transformer], ids=["mlp", "cnn", "transformer", "built"])
+@pytest.mark.parametrize(
+    "model", [mlp(), Cnn(), Transformer(), Transformer], ids=["mlp", "cnn", "transformer", "built"]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
 def test_fake_tensors_take_what_real_ones_take_and_nothing_of_them_stays(model: Any, precision: str) -> None:
     before = own_bytes()
@@ -90,15 +92,18 @@ def test_fake_tensors_take_what_real_ones_take_and_nothing_of_them_stays(model: 
     real = footprint(build(fields(model), 0, torch.device("cpu"), precision), BATCH)
     assert faked is not None
     assert (faked.model, faked.gradients, faked.optimizer) == (real.model, real.gradients, real.optimizer)
-    assert faked.activations == pytest.approx(real.activations, rel=0.05)
+    assert faked.activations == pytest.approx(real.activations, rel=0.15)
 
 
 def test_a_footprint_is_the_sum_of_its_tensors() -> None:
     net = torch.nn.Linear(64, 10, bias=False)
-    found = footprint(build(fields(net, optimizer=partial(torch.optim.SGD, lr=1.0, momentum=0.9)), 0, torch.device("cpu"), "fp32"), BATCH)
+    found = footprint(
+        build(fields(net, optimizer=partial(torch.optim.SGD, lr=1.0, momentum=0.9)), 0, torch.device("cpu"), "fp32"),
+        BATCH,
+    )
     assert (found.model, found.gradients, found.optimizer) == (2560, 2560, 2560)
-    # logits, log-softmax, loss; then the gradients of logits and weight
-    assert 3 * 640 + 2560 <= found.activations < 3 * 640 + 2560 + 700
+    weights, logits = 2560, 640  # of both, the gradients live at once, and the loss
+    assert weights + logits < found.activations < weights + logits + 64
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 4, 5, 8, 13, 16])

@@ -80,7 +80,9 @@ def test_one_node_of_each_class_with_room_is_probed_within_the_memory_that_it_ha
         ("new", "b", 0),
         ("old", "a", 1),
     ]
-    assert [GIB < place.memory < free for place, free in zip(event.places, (8 * GIB, 4 * GIB), strict=True)] == [True] * 2
+    assert [GIB < place.memory < free for place, free in zip(event.places, (8 * GIB, 4 * GIB), strict=True)] == [
+        True
+    ] * 2
 
 
 def test_a_job_of_a_kind_that_was_measured_on_all_its_classes_is_not_probed_again() -> None:
@@ -94,7 +96,11 @@ def test_a_job_of_a_kind_that_was_measured_on_all_its_classes_is_not_probed_agai
 @pytest.mark.parametrize(
     ("changes", "nodes", "reason"),
     [
-        ({"stop": pl.MaxSteps(3)}, [node("a"), node("b", hardware_class="new")], "s of work in all, where a probe takes 2 s"),
+        (
+            {"stop": pl.MaxSteps(3)},
+            [node("a"), node("b", hardware_class="new")],
+            "s of work in all, where a probe takes 2 s",
+        ),
         ({"resources": pl.Resources(workers=2)}, [node("a"), node("b")], "the number of workers was asked for"),
         ({"microbatches": 1}, [node("a"), node("b")], "one microbatch"),
         ({}, [node("a", cores=1)], "there is one place for it"),
@@ -199,7 +205,10 @@ def test_a_job_goes_back_to_the_queue_when_its_last_probe_has_ended_and_is_not_p
     [
         (Lost(0, 1, "signal 9"), "was lost: signal 9"),
         (Late(0, "probe"), "took over 60 s"),
-        (Answer(0, 1, WorkerFailed(error=DiskFull("the disk of n1 is full.").to_json())), "failed: the disk of n1 is full."),
+        (
+            Answer(0, 1, WorkerFailed(error=DiskFull("the disk of n1 is full.").to_json())),
+            "failed: the disk of n1 is full.",
+        ),
     ],
 )
 def test_a_probe_that_its_node_fails_costs_its_numbers_and_not_the_job(event: Event, how: str) -> None:
@@ -304,7 +313,9 @@ def test_training_refines_the_profile_that_the_job_was_planned_by() -> None:
     first = profile_of(cells=(CellTime(samples=2, seconds=0.5),), update_s=0.0)
     fields = {"batch_size": 4, "microbatches": 2, "stop": pl.MaxSteps(1), "val": False}
     job, _ = step(Job("job", submission(**fields)), Planned(plan_of([(0, 2)]), Measured(profiles=(first,))), 0.0)
-    job, _ = step(job, Answer(1, 0, Ready(fingerprint="f", train_samples=18, val_samples=0, parameters=1, store_port=1)), 1.0)
+    job, _ = step(
+        job, Answer(1, 0, Ready(fingerprint="f", train_samples=18, val_samples=0, parameters=1, store_port=1)), 1.0
+    )
     done = Trained(from_step=0, step=1, losses=(1.0,), seconds=0.2, busy_s=0.2, cells=2)
     job, _ = step(job, Answer(1, 0, done), 2.0)
     job, commands = step(job, Answer(1, 0, Saved(step=1, blob="b", nbytes=1, digest="d")), 3.0)

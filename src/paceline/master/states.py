@@ -229,7 +229,7 @@ class Job:
     wish: int | None = None
     hardware_class: str | None = None
     probed: str | None = None
-    known: Measured = Measured()
+    known: Measured = Measured()  # noqa: RUF009 - it is frozen
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -258,7 +258,7 @@ class Planned:
     """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
-    known: Measured = Measured()
+    known: Measured = Measured()  # noqa: RUF009 - it is frozen
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a program takes in memory, counted tensor by tensor: of real tensors, or of fake ones before anything is allocated.
+"""What a program takes in memory, counted tensor by tensor: real ones, or fake ones before anything is allocated.
 
 Fake tensors have shapes and no data: the same forward, backward and update run on them in a process of their own, so
 that nothing of it stays here, neither what user code kept nor what was imported.
@@ -49,7 +49,7 @@ class Footprint:
 
 
 def live_sums(cells: int) -> int:
-    """Sets of gradients that a lone worker holds at once, at most: a pair's, and the tree nodes that wait to its left."""
+    """Sets of gradients that a lone worker holds at once, at most: a pair's, and the tree nodes to its left."""
     return ((cells + 1) // 2).bit_length()
 
 
@@ -57,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that operations make inside the block; `most`: that lived at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = self._now = 0
         self._alive: dict[int, int] = {}  # by storage; 0 for those that were there before
 
@@ -88,12 +88,12 @@ def _storages(values: Any) -> Iterable[torch.UntypedStorage]:
 
 
 def footprint(program: Program, batch: Any) -> Footprint:
-    """Run one microbatch and one update, and count. The gradients are there before, as they are in most microbatches."""
+    """Run one microbatch and one update, and count. The gradients are there before, as in most microbatches."""
     program.model.train()
     for parameter in program.parameters:
         parameter.grad = torch.zeros_like(parameter)
     with LiveBytes() as live:
-        program.cell_loss(batch).backward()  # type: ignore[no-untyped-call]
+        program.cell_loss(batch).backward()
     program.optimizer.step()
     program.optimizer.zero_grad(set_to_none=True)
     return kept(program, live.most)
@@ -140,8 +140,14 @@ def _faked(fields: dict[str, Any], batch: Any, options: TrainOptions) -> Footpri
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = copy.deepcopy(build_model(fields["model"], options.seed))
+        model = _copied(build_model(fields["model"], options.seed))
         return footprint(assemble(model, fields, torch.device("cpu"), options.precision), _cloned(batch))
+
+
+def _copied(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with fake tensors in place of its own; those that are no parameters can't be copied by deepcopy."""
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in [*model.buffers(), *held]})
 
 
 def _cloned(batch: Any) -> Any:

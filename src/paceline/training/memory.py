@@ -1,4 +1,4 @@
-"""A worker's own memory: how much it grew, and a limit that is met by an exception rather than by the kernel's killer."""
+"""A worker's own memory: how much it grew, and a limit that is met by an exception, not by the kernel's killer."""
 
 from __future__ import annotations
 
@@ -76,10 +76,8 @@ def _data_bytes() -> int | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation was refused: by Python and numpy, by torch on the CPU, which has no class of its own for it."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    """Whether an allocation was refused, by Python or numpy, or by torch on the CPU, which has no class for it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def device_full(error: Exception) -> bool:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, pairwise
 from statistics import median
 from typing import Any
 
@@ -32,7 +32,7 @@ from paceline.training.group import WorkerGroup
 from paceline.training.memory import MemoryLimit, device_full, out_of_memory
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
-from paceline.training.program import Program, build
+from paceline.training.program import build
 from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
 
@@ -213,7 +213,7 @@ class _Measurement:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         marks = [started, *self._watch.marks[before:]]
-        cells = tuple(after - at for at, after in zip(marks, marks[1:], strict=False))
+        cells = tuple(after - at for at, after in pairwise(marks))
         return StepTime(cells, time.perf_counter() - marks[-1])
 
     # ---- memory ----
