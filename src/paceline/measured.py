@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict
 
-from paceline.spec import Facts, TrainOptions
+if TYPE_CHECKING:
+    from paceline.spec import Facts, TrainOptions
 
 COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
 ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward

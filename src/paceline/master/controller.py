@@ -300,7 +300,8 @@ class Controller:
         try:
             plan = plan_by(known, nodes, job.submission, job.wish, job.hardware_class)
         except Unplaceable as refusal:
-            if too_large(known.profiles) and not refusal.details.get("busy"):
+            may_fit_later = refusal.details.get("busy") and self._cluster.workers
+            if too_large(known.profiles) and not may_fit_later:
                 return Refused(refusal.to_json())
             raise
         return probing.next_event(job, plan, nodes, known)

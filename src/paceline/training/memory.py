@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import threading
 from collections.abc import Callable
@@ -78,6 +79,12 @@ def _data_bytes() -> int | None:
 def out_of_memory(error: Exception) -> bool:
     """Whether an allocation was refused, by Python or numpy, or by torch on the CPU, which has no class for it."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def asked_for(error: Exception) -> int:
+    """Bytes that the refused allocation was for; 1 where the error does not say."""
+    said = re.search(r"tried to allocate (\d+) bytes", str(error))
+    return int(said[1]) if said else 1
 
 
 def device_full(error: Exception) -> bool:

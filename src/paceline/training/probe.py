@@ -29,7 +29,7 @@ from paceline.training.evaluate import eval_cells, evaluate, is_stateful
 from paceline.training.exact import ExactTrainer
 from paceline.training.footprint import Footprint, fake_footprint, footprint, kept, live_sums
 from paceline.training.group import WorkerGroup
-from paceline.training.memory import MemoryLimit, device_full, out_of_memory
+from paceline.training.memory import MemoryLimit, asked_for, device_full, out_of_memory
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
@@ -90,7 +90,7 @@ def probe(setup: ProbeSetup, cache: NodeCache, send: Callable[[Probed], None], l
                 raise _device_too_small(setup) from error
             if not out_of_memory(error):
                 raise
-            measured = setup.memory + 1
+            measured = max(setup.memory + 1, memory.sample() + asked_for(error))
     if isinstance(measured, int):
         return too_large(measured)
     return Probed(profile=measured, seconds=time.perf_counter() - started)
