@@ -30,8 +30,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import paceline as pl
 
 MOST_ERROR = 0.15
-TRAINED_S = 3.0
-CHECKPOINTS = 2
+CHECKPOINTS, CHECKPOINT_S = 3, 1.0
 SAMPLE_EVERY_S = 0.005
 LONG = pl.MaxSteps(10**9)
 
@@ -172,7 +171,7 @@ class Case:
 
     def spec(self, **changes: Any) -> pl.TrainSpec:
         torch.manual_seed(0)
-        usual = {"loss": cross_entropy, "microbatches": 4, "stop": LONG, "checkpoint_every": 5, "eval_every": 10**6}
+        usual = {"loss": cross_entropy, "microbatches": 4, "stop": LONG, "eval_every": 10**6}
         made = {"model": self.model(), "train_data": self.data(), "optimizer": self.optimizer}
         return pl.TrainSpec(**{**usual, **made, "batch_size": self.batch_size, **self.fields, **changes})
 
@@ -229,17 +228,19 @@ def predicted(client: pl.Client, case: Case) -> dict[str, Any]:
     return dict(row)
 
 
-def measured(client: pl.Client, case: Case, bare: int, workers: int = 1, trained_s: float = TRAINED_S) -> int:
-    """What a worker grew by at its most, from its start until it has trained for a while and written checkpoints."""
-    job = client.submit(case.spec(resources=pl.Resources(workers=workers)))
+def measured(client: pl.Client, case: Case, row: dict[str, Any], bare: int, workers: int = 1) -> int:
+    """What a worker grew by at its most, from its start until it has written checkpoints, one about each second."""
+    step_s = 4 * row["cells"][-1]["seconds"] + row["update_s"]
+    every = max(2, round(CHECKPOINT_S / step_s))
+    job = client.submit(case.spec(resources=pl.Resources(workers=workers), checkpoint_every=every))
     pid = wait_for(lambda: next((w["pid"] for w in job.workers() if w["pid"]), None))
     before = own_bytes(psutil.Process(pid).ppid()) + bare
     most, until = 0, None
     while until is None or time.monotonic() < until:
         most = max(most, own_bytes(pid))
         time.sleep(SAMPLE_EVERY_S)
-        if until is None and sum(event.kind == "checkpoint" for event in job.events_so_far()) >= CHECKPOINTS:
-            until = time.monotonic() + trained_s
+        written = sum(event.kind == "checkpoint" for event in job.events_so_far())
+        until = time.monotonic() + CHECKPOINT_S / 2 if until is None and written >= CHECKPOINTS else until
     job.cancel()
     ended(job)
     return most - before
@@ -281,11 +282,11 @@ def main() -> int:
 def _case(report: Report, client: pl.Client, name: str, bare: int, repeats: int) -> None:
     row = predicted(client, CASES[name])
     for _ in range(repeats):
-        record(report.figures, f"{name}, measured", "MiB", measured(client, CASES[name], bare) / 2**20)
+        record(report.figures, f"{name}, measured", "MiB", measured(client, CASES[name], row, bare) / 2**20)
     runs = report.figures[f"{name}, measured"]
     record(report.figures, f"{name}, probed", "MiB", row["worker_bytes"] / 2**20)
     error = row["worker_bytes"] / 2**20 / runs.median - 1
-    two = measured(client, CASES[name], bare, workers=2) / 2**20
+    two = measured(client, CASES[name], row, bare, workers=2) / 2**20
     report.details[name] = {"probed": row, "error": error, "a worker of two, MiB": two}
     console.print(f"{name}: probed {row['worker_bytes'] / 2**20:.1f}, measured {runs.median:.1f} MiB: {error:+.1%}")
 

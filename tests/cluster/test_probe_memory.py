@@ -15,5 +15,5 @@ def bare(client: pl.Client) -> int:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", pytest.param("encoder", marks=pytest.mark.slow)])
 def test_the_probe_foretells_what_a_worker_grows_by_within_15_percent(client: pl.Client, bare: int, name: str) -> None:
-    foretold = predicted(client, CASES[name])["worker_bytes"]
-    assert foretold == pytest.approx(measured(client, CASES[name], bare, trained_s=0.5), rel=0.15)
+    row = predicted(client, CASES[name])
+    assert row["worker_bytes"] == pytest.approx(measured(client, CASES[name], row, bare), rel=0.15)

@@ -22,8 +22,10 @@ from torch.utils._pytree import tree_leaves
 
 from paceline.spec import TrainOptions
 from paceline.training.program import Program, assemble, build_model
+from paceline.transfer import CHUNK_BYTES
 
 FAKE_BOUND_S = 30.0
+COPIES_TO_SEND = 3  # of a chunk: cut out, framed, and buffered
 OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step imports
 
 
@@ -42,10 +44,14 @@ class Footprint:
 
     def growth(self, cells: int, keeps_best: bool) -> int:
         """What training alone adds to a worker: the state, a microbatch, partial sums, a checkpoint that is written."""
-        copied = self.model + self.optimizer
         best = self.model if keeps_best else 0
         sums = (live_sums(cells) - 1) * self.gradients
-        return self.state + self.activations + sums + copied + 2 * best + OVERHEAD_BYTES
+        copied = self.model + self.optimizer + best
+        return self.state + self.activations + sums + best + copied + self.sent() + OVERHEAD_BYTES
+
+    def sent(self) -> int:
+        """What is held of a checkpoint while it is sent."""
+        return COPIES_TO_SEND * min(self.model + self.optimizer, CHUNK_BYTES)
 
 
 def live_sums(cells: int) -> int:

@@ -191,7 +191,9 @@ class _Measurement:
         return done
 
     def _stepping(self, samples: int, cells: int) -> Iterator[StepTime]:
-        grid = replace(self._grid, batch_size=samples * cells, microbatches=cells)
+        batch_size = min(samples * cells, self._options.batch_size)
+        # whole batches alone: a short job may never come to an epoch's last, smaller one
+        grid = replace(self._grid, batch_size=batch_size, microbatches=cells, drop_last=True)
         share = (0, grid.num_cells(0))
         alone = Group(key="", host="", port=0, members=(0,), shares=(share,))
         group = WorkerGroup(alone, 0, self._device, self._watch, threading.Event())
@@ -252,7 +254,7 @@ class _Measurement:
             update_s=median(step.update for step in steps),
             state_bytes=took.state,
             activation_bytes=took.activations,
-            worker_bytes=self._memory.most + sums * took.gradients,
+            worker_bytes=self._memory.most + sums * took.gradients + took.sent(),
             exchange_bytes=took.gradients,
             build_s=built_s,
             at=time.time(),
