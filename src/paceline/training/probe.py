@@ -37,6 +37,7 @@ from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
 
 FULL_S, PART_S = 0.6, 0.15  # spent on whole steps of the grid, and on each smaller size
+CHECKPOINTS = 4  # taken to see what they leave of the memory
 MOST_STEP_S = 2.0  # of a step that is timed whole; of a longer one, as many microbatches as fit
 SMALLEST = 2  # samples: batch-norm can't train on one
 DOUBT = 0.25  # of the limit: what the spec's facts put below it runs without fake tensors first
@@ -237,10 +238,16 @@ class _Measurement:
             parts = eval_cells(len(self._val), self._options.batch_size)
             evaluate(self._program, self._val, self._options.batch_size, 0, parts, self._watch)
         best = model_tensors(self._program.model) if self._keeps_best else None
-        copied = training_tensors(self._program.model, self._program.optimizer, best)
-        self._one_step(cells)
-        self._memory.sample()
-        del best, copied
+        steps = self._stepping(self._grid.cell_size, cells)
+        until = time.perf_counter() + FULL_S
+        for at in range(CHECKPOINTS):  # what one leaves free is in pieces when the next needs it
+            copied = training_tensors(self._program.model, self._program.optimizer, best)
+            next(steps)
+            self._memory.sample()
+            del copied
+            next(steps)
+            if at > 0 and time.perf_counter() > until:
+                break
 
     def _as_profile(
         self, cells: tuple[CellTime, ...], steps: list[StepTime], took: Footprint, timed_cells: int, built_s: float
