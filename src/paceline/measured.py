@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from paceline.spec import Facts, TrainOptions
+
+COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
+ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 
 
 class Calibration(BaseModel):
@@ -52,6 +60,8 @@ class Profile(BaseModel):
     exchange_bytes: gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
     it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries
     the times over to slower and faster nodes; None where it is not known.
+
+    Without cells the model did not fit where it was probed: it needs `worker_bytes` at least, and has no times.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,3 +88,10 @@ class Measured(BaseModel):
 
     profiles: tuple[Profile, ...] = ()
     links: tuple[Link, ...] = ()
+
+
+def rough_bytes(options: TrainOptions, facts: Facts) -> float:
+    """What a worker needs, by the facts alone, rather too much than too little; 0 for a model that nobody has seen."""
+    cell_samples = -(-options.batch_size // options.microbatches)
+    activations = ACTIVATION_BYTES_PER_FLOP * cell_samples * (facts.flop_per_sample or 0.0)
+    return COPIES_OF_PARAMETERS * (facts.parameter_bytes or 0) + activations

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter
 
-from paceline.measured import Calibration
+from paceline.measured import Calibration, Profile
 from paceline.plan import Device
 from paceline.spec import Submission, Versions
 
@@ -52,6 +52,16 @@ class Setup(Message):
     rank: int
     device: str
     checkpoint: CheckpointRef | None = None
+
+
+class ProbeSetup(Message):
+    """Instead of Setup: measure the job, train nothing, and answer with Probed. memory: bytes that it may take."""
+
+    kind: Literal["probe"] = "probe"
+    submission: Submission
+    device: str
+    hardware_class: str
+    memory: int
 
 
 class TrainRound(Message):
@@ -105,7 +115,9 @@ class GiveUp(Message):
     key: str
 
 
-ToWorker = Annotated[Setup | TrainRound | CheckRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")]
+ToWorker = Annotated[
+    Setup | ProbeSetup | TrainRound | CheckRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")
+]
 
 
 # ---- worker to master ----
@@ -146,6 +158,14 @@ class Pace(Message):
     seconds: float
     busy_s: float
     waited_s: float
+
+
+class Probed(Message):
+    """What the job costs on this device, or, without times, that it needs more memory than it may take."""
+
+    kind: Literal["probed"] = "probed"
+    profile: Profile
+    seconds: float
 
 
 class Trained(Message):
@@ -279,6 +299,7 @@ FromWorker = Annotated[
     | Beat
     | Ready
     | Unloadable
+    | Probed
     | Trained
     | Suspected
     | Checked

@@ -312,7 +312,8 @@ class Versions(BaseModel):
 class Facts(BaseModel):
     """What the client knows about the model and the data without training; None where it can't.
 
-    flop_per_sample: of a forward. chose_microbatches: the spec left their number out.
+    flop_per_sample: of a forward. chose_microbatches: the spec left their number out. fingerprint: the same for models
+    that cost the same, whatever their weights.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -321,6 +322,7 @@ class Facts(BaseModel):
     parameter_bytes: Amount | None = None
     flop_per_sample: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     chose_microbatches: bool = False
+    fingerprint: Annotated[str, Field(max_length=64)] | None = None
     train_samples: Amount | None = None
     val_samples: Amount | None = None
     values: tuple[str, ...] = BUILT_IN_VALUES

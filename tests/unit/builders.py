@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from paceline.measured import CellTime, Profile
 from paceline.plan import Node, Placement, Plan
 from paceline.spec import Facts, PackageRef, Submission, TrainOptions, Versions
 from paceline.stop import MaxSteps
@@ -56,3 +57,13 @@ def plan_of(shares: list[tuple[int, int]], most_workers: int = 1) -> Plan:
         summary="as the test wants it",
         reasons=(),
     )
+
+
+def profile_of(**changes: Any) -> Profile:
+    """A small model's, on a node of the usual class."""
+    fields: dict[str, Any] = {
+        "hardware_class": "cpu:AVX2", "device": "cpu", "cells": (CellTime(samples=4, seconds=0.01),), "cell_samples": 4,
+        "update_s": 0.001, "state_bytes": 4000, "activation_bytes": 1000, "worker_bytes": 50 * 2**20,
+        "exchange_bytes": 1000, "build_s": 0.1, "at": 1.0,
+    }  # fmt: skip
+    return Profile(**{**fields, **changes})

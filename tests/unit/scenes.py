@@ -20,6 +20,7 @@ from paceline.messages import (
     CheckpointWritten,
     FromWorker,
     Message,
+    Pace,
     Ready,
     Setup,
     StartWorker,
@@ -142,7 +143,8 @@ def _answers(order: Message) -> list[FromWorker]:
         case TrainRound():
             steps = order.to_step - order.from_step
             fields = {"from_step": order.from_step, "step": order.to_step, "losses": (1.0,) * steps}
-            trained = Trained(**fields, seconds=ROUND_S, busy_s=ROUND_S, cells=steps)
+            pace = Pace(steps=steps, cells=steps, seconds=ROUND_S, busy_s=ROUND_S, waited_s=0.0)
+            trained = Trained(**fields, seconds=ROUND_S, pace=pace)
             ref = CheckpointRef(step=order.from_step, blob="f" * 64, nbytes=1)
             return [trained, CheckpointWritten(checkpoint=ref)] if order.checkpoint else [trained]
     raise AssertionError(f"nobody asks for {order!r} here")

@@ -31,6 +31,8 @@ from paceline.master.states import (
     NodeDraining,
     Planned,
     Preempted,
+    ProbePlace,
+    ProbeWanted,
     Queued,
     Record,
     Recruited,
@@ -53,6 +55,8 @@ from paceline.messages import (
     GiveUp,
     Pace,
     PeerLost,
+    Probed,
+    ProbeSetup,
     Ready,
     Saved,
     SaveRound,
@@ -68,7 +72,7 @@ from paceline.shares import split_evenly
 from paceline.spec import Keep, Submission
 from paceline.stop import Progress, fired, improved
 
-from builders import node, plan_of
+from builders import node, plan_of, profile_of
 
 TRAIN_SAMPLES, VAL_SAMPLES = 18, 10
 MOST_EVENTS = 4_000
@@ -153,7 +157,7 @@ class SimulatedWorker:
 
 
 class SimulatedCluster:
-    """Runs one job. places: how many workers fit at once. workers: of each attempt's plan.
+    """Runs one job. places: how many workers fit at once. workers: of each attempt's plan. probes: before the first.
 
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
@@ -178,6 +182,7 @@ class SimulatedCluster:
         cut_off: bool = False,
         rotten: Sequence[int] = (),
         seconds_per_step: float | None = None,
+        probes: int = 0,
     ) -> None:
         self.job = Job(id="job", submission=submission)
         self.curves, self.places, self.planned = curves, places, workers
@@ -196,6 +201,7 @@ class SimulatedCluster:
         self._nodes = count()
         self._deadly_step, self._cut_off, self._rotten = deadly_step, cut_off, set(rotten)
         self._written = count()
+        self._probes = probes
         self._seconds_per_step = seconds_per_step or 10.0 ** self._random.uniform(-2.5, 0)
         self._after(0.0, self._schedule)
         for time in killed_at:
@@ -269,13 +275,19 @@ class SimulatedCluster:
         free = self.places - len(self._workers)
         cells = self.job.submission.options.microbatches
         wanted = self.planned if self.job.wish is None else min(self.job.wish, cells, max(1, free))
-        if isinstance(self.job.state, Queued | Waiting) and free >= wanted:
+        if isinstance(self.job.state, Queued | Waiting) and free >= max(wanted, self._probes):
             plan = plan_of(split_evenly(cells, wanted), most_workers=wanted)
-            self._feed(Planned(plan, nodes=tuple(node(placement.node_id) for placement in plan.workers)))
+            nodes = tuple(node(placement.node_id) for placement in plan.workers)
+            probed = not self._probes or self.job.attempt or self.job.probed is not None
+            self._feed(Planned(plan, nodes=nodes) if probed else ProbeWanted(plan, self._places_to_probe()))
         elif isinstance(self.job.state, Running) and self.job.wanted and free > 0:
             name = f"node{next(self._nodes)}"
             place = Placement(rank=0, node_id=name, node_name=name, device="cpu", share=(0, 0))
             self._feed(Recruited(self.job.attempt, place, node(name)))
+
+    def _places_to_probe(self) -> tuple[ProbePlace, ...]:
+        placements = plan_of([(0, 1)] * self._probes).workers
+        return tuple(ProbePlace(p, f"class {p.rank}", memory=100) for p in placements)
 
     def _ask(self, asked: int | None) -> None:
         if asked is not None:
@@ -325,6 +337,9 @@ class SimulatedCluster:
         match message:
             case Setup():
                 self._set_up(worker, message)
+            case ProbeSetup():
+                measured = Probed(profile=profile_of(hardware_class=message.hardware_class), seconds=1.0)
+                self._answer(worker, measured, self._random.uniform(0.1, 90.0))
             case TrainRound():
                 self._enter(worker, message)
             case EvaluateRound():

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from paceline.master.states import CancelRequested
 from paceline.messages import StartWorker, StopWorkers
+from paceline.spec import Resources
+from paceline.stop import MaxTime
 
+from builders import GIB, plan_of
 from scenes import Scene, started, until
 
 
@@ -106,3 +109,63 @@ def test_an_agent_that_comes_back_takes_its_name_over_and_its_old_workers_count_
         assert (1, 0) not in {(attempt, rank) for (_, attempt, rank) in scene.cluster.workers}
 
     scene.play(act)
+
+
+def test_other_jobs_start_beside_a_probe_and_its_job_after_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        sent = scene.join("n0", cores=5)
+        probed = await scene.submit("probed", resources=Resources(), stop=MaxTime("1h"))
+        scene.serve()
+        await until(lambda: scene.store.job(probed).state == "PLANNING")
+        second = await scene.submit("second")
+        await until(lambda: second in started(sent))
+        assert [(m.job_id, m.attempt) for m in sent if isinstance(m, StartWorker)] == [(probed, 0), (second, 1)]
+        assert scene.store.job(probed).state == "PLANNING"
+        scene.controller.worker_ended((probed, 0, 0), "signal 9")
+        await until(lambda: scene.store.job(probed).attempt == 1)
+        plan = scene.store.job(probed).plan
+        assert plan is not None
+        assert "the probe on n0 was lost: signal 9" in plan["summary"]
+
+    scene.play(act)
+
+
+def test_places_that_are_held_for_a_job_are_free_for_nobody_until_they_are_let_go(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.join("n0")
+    held = [placement.model_copy(update={"node_id": "n0"}) for placement in plan_of([(0, 2), (2, 4)]).workers]
+
+    def free() -> tuple[int, int]:
+        (node,) = scene.cluster.nodes()
+        return node.free_cores, node.free_memory // GIB
+
+    scene.cluster.hold("job", held, threads=1, memory=GIB)
+    scene.cluster.hold("other", held[:1], threads=1, memory=2 * GIB)
+    assert free() == (1, 4)
+    scene.cluster.hold("job", (), 0, 0)
+    assert free() == (3, 6)
+    scene.store.close()
+
+
+def test_a_master_that_is_started_anew_while_a_job_is_probed_probes_it_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def before() -> None:
+        first = scene.join("n0")
+        job = await scene.submit("job", resources=Resources(), stop=MaxTime("1h"))
+        scene.serve()
+        await until(lambda: scene.store.job(job).state == "PLANNING")
+        await until(lambda: bool(started(first)))
+
+    scene.play(before)
+    again = Scene(tmp_path)
+
+    async def after() -> None:
+        sent = again.join("n0")
+        again.serve()
+        await until(lambda: bool(started(sent)))
+        assert [m.attempt for m in sent if isinstance(m, StartWorker)] == [0]
+
+    again.play(after)

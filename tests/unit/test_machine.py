@@ -139,6 +139,7 @@ def weather(seed: int) -> dict[str, Any]:
         "rotten": some(2, lambda: chance.randint(0, 5)),
         "asked_at": some(4, lambda: (chance.uniform(0, 30), chance.choice([None, None, 1, 2, 3, 4]))),
         "preempted_at": some(3, lambda: chance.uniform(0, 40)),
+        "probes": chance.randint(0, 2),
     }
 
 

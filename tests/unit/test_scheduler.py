@@ -55,7 +55,8 @@ def test_an_equal_priority_waits_is_told_its_place_and_starts_when_the_other_has
         second, third = await scene.submit("second", stop=ENDLESS), await scene.submit("third", stop=ENDLESS)
         await scene.controller.scheduler.looked_at(third, 10.0)
         waits = scene.controller.scheduler.waits
-        assert [(waits[job].place, waits[job].start_in_s is None) for job in (second, third)] == [(1, False), (2, True)]
+        assert [waits[job].place for job in (second, third)] == [1, 2]
+        assert (waits[third].start_in_s or 0) > 3600  # as long as the second's steps are predicted to take
         assert 3500 < (waits[second].start_in_s or 0) <= 3600
         assert f"once {first} has ended" in waits[second].reason
         scene.controller.post(first, CancelRequested())

@@ -25,6 +25,7 @@ from paceline.master.states import (
     Delivery,
     Failed,
     Job,
+    Learn,
     Record,
     RollBack,
     Succeeded,
@@ -34,7 +35,7 @@ from paceline.master.states import (
 from paceline.master.store import Store
 from paceline.messages import CheckpointRef
 
-from builders import plan_of, submission
+from builders import plan_of, profile_of, submission
 
 DELIVERY = Delivery(
     blob="e" * 64, nbytes=10, digest="sha256:1", step=10, stop_reason="MaxSteps(10)", reproducible=True,
@@ -297,7 +298,7 @@ def test_a_save_that_fails_leaves_nothing_half_done(store: Store, job: Job, monk
     def refuse(*_: object) -> None:
         raise RuntimeError("between the statements")
 
-    monkeypatch.setattr(store_module, "_write_ledger", refuse)
+    monkeypatch.setattr(store_module, "_write", refuse)
     with pytest.raises(RuntimeError):
         store.save(replace(job, state=Cancelled()), None, [Commit(1, 0, 1, 1), Record("state", {})], now=2.0)
     assert store.job("job-1").state == "QUEUED"
@@ -324,6 +325,21 @@ def test_a_full_disk_is_told_as_such_and_the_store_works_on_when_there_is_room(
     limit(10**6)
     store.save(job, None, [large], now=3.0)
     assert len(store.events("job-1", after=0)) == 2
+
+
+def test_what_was_learned_of_a_kind_is_there_again_after_a_restart_the_latest_for_each_class(
+    store: Store, job: Job, file: Path
+) -> None:
+    first, other = profile_of(build_s=0.5), profile_of(hardware_class="cpu:OLD")
+    store.save(job, None, [Learn("kind", first), Learn("kind", other), Learn("another", first)], now=2.0)
+    store.save(job, None, [Learn("kind", profile_of(build_s=0.7))], now=3.0)
+    store.close()
+    found = {(kind, p.hardware_class): (p.build_s, p.at) for kind, p in reopened(file).profiles()}
+    assert found == {
+        ("kind", "cpu:AVX2"): (0.7, 3.0),
+        ("kind", "cpu:OLD"): (0.1, 2.0),
+        ("another", "cpu:AVX2"): (0.5, 2.0),
+    }
 
 
 def test_jobs_of_events_must_exist(store: Store) -> None:

@@ -86,7 +86,7 @@ class Client:
         return self.job(made["id"])
 
     def plan(self, model: Any = None, train_data: Any = None, *, spec: TrainSpec | None = None, **fields: Any) -> Plan:
-        """What the master would decide for this job now; runs and stores nothing."""
+        """What the master would decide for this job now, by what it knows; runs, measures and stores nothing."""
         spec = spec or TrainSpec(model=model, train_data=train_data, **fields)
         body = prepare(spec).submission.model_dump(mode="json")
         return Plan.model_validate(self.post("/jobs/plan", json=body))

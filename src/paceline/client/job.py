@@ -35,7 +35,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """QUEUED, STARTING, RUNNING, RECOVERING, WAITING, SUCCEEDED, FAILED or CANCELLED."""
+        """QUEUED, PLANNING, STARTING, RUNNING, RECOVERING, WAITING, SUCCEEDED, FAILED or CANCELLED."""
         return str(self.info()["state"])
 
     @property

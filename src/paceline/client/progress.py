@@ -41,6 +41,8 @@ class _Shown:
         match event.kind:
             case "state":
                 self._state(data)
+            case "probed":
+                self._progress.console.print(f"probe    {probe_line(data)}", highlight=False)
             case "planned":
                 self._progress.console.print(f"plan     {data['summary']}", highlight=False)
             case "progress":
@@ -71,6 +73,15 @@ class _Shown:
             values=f"loss {loss:.4f}",
             rate=f"{rate:,.0f} samples/s",
         )
+
+
+def probe_line(data: dict[str, Any]) -> str:
+    """What a probe found, as a line of text."""
+    memory = f"{data['worker_bytes'] / 2**20:,.0f} MiB"
+    if not data["fits"]:
+        return f"{data['node']}: needs {memory} or more, and may take {data['memory'] / 2**20:,.0f} MiB"
+    cell = data["cells"][-1]
+    return f"{data['node']}: {cell['seconds'] * 1e3:.3g} ms for a microbatch of {cell['samples']}, {memory}"
 
 
 def evaluation_line(data: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.client.data import normalize
+from paceline.client.fingerprint import fingerprint
 from paceline.client.operations import flop_per_sample
 from paceline.client.packaging import Package, pack
 from paceline.client.preflight import check_model, warn_of_large_captures
@@ -61,6 +62,7 @@ def _facts(spec: TrainSpec, train: Any, val: Any) -> Facts:
         parameter_bytes=None if parameters is None else sum(p.numel() * p.element_size() for p in parameters),
         flop_per_sample=flop_per_sample(spec, train),
         chose_microbatches=spec.microbatches is None,
+        fingerprint=fingerprint(spec, train),
         train_samples=_length(train),
         val_samples=_length(val),
         values=spec.values,

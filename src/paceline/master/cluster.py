@@ -6,6 +6,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from paceline.errors import NotFound
 from paceline.measured import Calibration
@@ -55,6 +56,7 @@ class Cluster:
     def __init__(self) -> None:
         self._nodes: dict[str, NodeLink] = {}
         self.workers: dict[WorkerKey, WorkerLink] = {}
+        self.held: dict[str, list[WorkerLink]] = {}  # by job: places for workers that may soon be started
 
     def join(self, hello: AgentHello, send: SendMessage) -> str:
         """Add a node; its id is its name, or with a number where another node has that name."""
@@ -112,13 +114,19 @@ class Cluster:
     def nodes(self) -> list[Node]:
         """The planner's view, by name."""
         held: defaultdict[str, list[WorkerLink]] = defaultdict(list)
-        for worker in self.workers.values():
+        for worker in (*self.workers.values(), *chain.from_iterable(self.held.values())):
             held[worker.placement.node_id].append(worker)
         by_workers: defaultdict[str, float] = defaultdict(float)
         for link in self._nodes.values():
             by_workers[link.machine] += link.worker_cores
         views = (_view(link, held[link.id], by_workers[link.machine]) for link in self._nodes.values())
         return sorted(views, key=lambda node: node.name)
+
+    def hold(self, job_id: str, placements: Iterable[Placement], threads: int, memory: int) -> None:
+        """Keep these places free for the job, and no others."""
+        self.held.pop(job_id, None)
+        if held := [WorkerLink(placement, threads, memory) for placement in placements]:
+            self.held[job_id] = held
 
     def start(
         self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int

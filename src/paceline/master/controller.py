@@ -16,16 +16,16 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
+from paceline.master.knowledge import Knowledge
 from paceline.master.links import Links
 from paceline.master.models import JobRow
 from paceline.master.placing import check_quota
+from paceline.master.profiles import plan_by
 from paceline.master.scheduler import Scheduler
-from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Running, Starting
+from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Planning, Running, Starting
 from paceline.master.store import Store
-from paceline.measured import Measured
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import plan_workers
 from paceline.planner.queue import Policy
 from paceline.spec import Submission
 
@@ -43,7 +43,8 @@ class Controller:
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._jobs: dict[str, Job] = {}  # the unfinished ones
         self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
-        self.scheduler = Scheduler(self._jobs, cluster, policy, self._handle)
+        self._knowledge = Knowledge(store, self.links)
+        self.scheduler = Scheduler(self._jobs, cluster, policy, self._knowledge, self._handle)
         self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
 
     async def run(self) -> None:
@@ -95,7 +96,7 @@ class Controller:
     def check_placeable(self, submission: Submission) -> None:
         """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
         try:
-            plan_workers(self._cluster.nodes(), submission.options, submission.facts)
+            plan_by(self._knowledge.of(submission), self._cluster.nodes(), submission)
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise
@@ -175,16 +176,25 @@ class Controller:
     async def _apply(self, job: Job, commands: list[states.Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
-        stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack)]
+        stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack | states.Learn)]
         if stored:
             plan = job.state.plan if isinstance(job.state, Starting | Running) else None
             await self._save(job, plan, stored)
+        self._hold(job)
         for command in commands:
             self._perform(job, command)
         if isinstance(job.state, states.TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id]
             self.scheduler.forget(job.id)
+
+    def _hold(self, job: Job) -> None:
+        """While a job's model is measured, the places that it will likely get are nobody else's."""
+        if isinstance(job.state, Planning):
+            plan = job.state.plan
+            self._cluster.hold(job.id, job.state.held, plan.cores_per_worker, plan.memory_per_worker)
+        else:
+            self._cluster.hold(job.id, (), 0, 0)
 
     async def _save(self, job: Job, plan: Plan | None, stored: list[Any]) -> None:
         """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
@@ -204,7 +214,7 @@ class Controller:
             case states.Enqueue():
                 self.scheduler.wake()
             case states.StartWorkers(attempt, placements):
-                assert isinstance(job.state, Starting | Running)
+                assert isinstance(job.state, Planning | Starting | Running)
                 plan = job.state.plan
                 lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
                 for key in lost:
@@ -222,6 +232,8 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
+            case states.Learn(kind, profile):
+                self._knowledge.note(kind, profile.model_copy(update={"at": time.time()}))
             case states.Quarantine(node_id, reason):
                 log.error("node_quarantined", node=node_id, reason=reason)
                 self._cluster.quarantine(node_id, reason)

@@ -14,6 +14,7 @@ from paceline.master.states import (
     Failed,
     Job,
     Outcome,
+    Planning,
     Record,
     Recovering,
     RollBack,
@@ -42,7 +43,7 @@ def state_record(job: Job) -> Record:
 
 def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
     """The job is over without a model; no worker of it stays."""
-    stops: list[Command] = [StopWorkers(job.attempt)] if job.attempt else []
+    stops: list[Command] = [StopWorkers(job.attempt)] if job.attempt or isinstance(job.state, Planning) else []
     job = replace(_stop_clock(job, now), state=state)
     return job, [state_record(job), *stops, *discard_checkpoints(job)]
 

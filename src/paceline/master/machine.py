@@ -1,8 +1,8 @@
 """A job's life as a pure function: `job, commands = step(job, event, now)`.
 
     QUEUED -> STARTING -> RUNNING -> SUCCEEDED
-                 \\           |  \\--> FAILED, CANCELLED
-                  \\-> RECOVERING -> WAITING -> STARTING (the next attempt)
+     |  ^        \\           |  \\--> FAILED, CANCELLED
+    PLANNING      \\-> RECOVERING -> WAITING -> STARTING (the next attempt)
 
 The controller performs the commands and feeds events back. Time is an argument; there is no I/O and no randomness, so
 every race and failure can be tested without a process. A message of an attempt that is not the job's present one
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from paceline.master import hangs, joining, members, starting
+from paceline.master import hangs, joining, members, probing, starting
 from paceline.master.ends import end, recover, rejoin_queue, state_record
 from paceline.master.rounds import answered, settle, waiting_for
 from paceline.master.states import (
@@ -27,17 +27,21 @@ from paceline.master.states import (
     Command,
     Enqueue,
     Event,
+    Failed,
     Job,
     Late,
     Lost,
     NodeDraining,
     Outcome,
     Planned,
+    Planning,
     Preempted,
+    ProbeWanted,
     Queued,
     Record,
     Recovering,
     Recruited,
+    Refused,
     RollBack,
     Running,
     ScaleRequested,
@@ -67,9 +71,21 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return end(job, Cancelled(), now)
         case Planned() as planned, Queued() | Waiting():
             return starting.start(job, planned)
+        case ProbeWanted(plan, places), Queued() | Waiting() if not job.attempt and job.probed is None:
+            return probing.begin(job, plan, places)
+        case Refused(error), Queued() | Waiting():
+            return end(job, Failed(error), now)
         case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
             job = replace(job, state=Waiting(error["fact"]))
             return job, [state_record(job), Record("warning", error)]
+        case Answer(_, rank, message), Planning() as planning if rank in planning.pending:
+            return probing.answered(job, planning, rank, message, now)
+        case Lost(_, rank, reason), Planning() as planning if rank in planning.pending:
+            return probing.missed(job, planning, (rank,), f"was lost: {reason}")
+        case Late(_, probing.PROBE), Planning() as planning:
+            return probing.missed(job, planning, tuple(planning.pending), f"took over {probing.PROBE_BOUND_S:.0f} s")
+        case AttemptEnded(), Planning(pending=pending) as planning if not pending:
+            return probing.ended(job, planning)
         case Answer(_, rank, message), Starting() as begun if rank in begun.building:
             return starting.build(job, begun, rank, message, now)
         case Answer(_, rank, message), Running() as running if rank in running.building:

@@ -75,6 +75,17 @@ class CommitRow(Base):
     undone: Mapped[bool] = mapped_column(default=False)
 
 
+class ProfileRow(Base):
+    """What a kind of job costs on a hardware class and kind of device. profile: its JSON."""
+
+    __tablename__ = "profiles"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    hardware_class: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    profile: Mapped[dict[str, Any]]
+
+
 class TokenRow(Base):
     """An access token, by its sha256. role: "admin" (a client, too), "client" or "node". user: whom it stands for."""
 

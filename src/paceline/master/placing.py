@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from paceline.errors import Forbidden, Unplaceable
 from paceline.grid import Grid
+from paceline.master.profiles import plan_by
 from paceline.master.states import Job, Running
+from paceline.measured import Measured
 from paceline.plan import Node, Plan
-from paceline.planner.planner import plan_workers
 from paceline.planner.queue import workers_left
 from paceline.planner.timeline import Fit, Place
 from paceline.settings import Quota
@@ -16,17 +17,17 @@ from paceline.spec import Submission
 from paceline.stop import step_bound, time_bound
 
 
-def planner_of(jobs: Mapping[str, Job], now: float) -> Place:
-    """How the queue asks for a job's plan."""
+def planner_of(jobs: Mapping[str, Job], known: Mapping[str, Measured], now: float) -> Place:
+    """How the queue asks for a job's plan. known: of each job, what plans build on."""
 
     def place(job_id: str, nodes: Sequence[Node], most: int | None = None) -> Fit:
         job = jobs[job_id]
-        facts = job.submission.facts
         options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
-        plan = plan_workers(nodes, options, facts, job.wish, job.hardware_class)
+        admitted = job.submission.model_copy(update={"options": options})
+        plan = plan_by(known[job_id], nodes, admitted, job.wish, job.hardware_class)
         is_open = job.wish is not None or options.resources.workers is None
         if most is not None and len(plan.workers) > most and is_open:
-            plan = plan_workers(nodes, options, facts, most, job.hardware_class)
+            plan = plan_by(known[job_id], nodes, admitted, most, job.hardware_class)
             plan = plan.model_copy(update={"summary": f"{most} worker(s): the user's quota leaves no more"})
         return Fit(plan, seconds_left(job, now, plan))
 

@@ -9,6 +9,7 @@ from typing import Any
 from paceline.grid import Grid
 from paceline.master import correcting, members, poison
 from paceline.master.ends import discard_checkpoints, end, park, recover, state_record
+from paceline.master.profiles import taught
 from paceline.master.states import (
     Checkpoint,
     Command,
@@ -397,5 +398,6 @@ def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
         irreproducible_because=because or (None if options.reproducible else "reproducible=False"),
         hardware_class=state.plan.hardware_class,
     )
+    learned = taught(job, state)
     job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
-    return job, [state_record(job), StopWorkers(job.attempt), *discard_checkpoints(job)]
+    return job, [state_record(job), StopWorkers(job.attempt), *discard_checkpoints(job), *learned]

@@ -6,30 +6,36 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from paceline.errors import Unplaceable
+from paceline.errors import PacelineError, Unplaceable
+from paceline.master import probing
 from paceline.master.cluster import Cluster
+from paceline.master.knowledge import Knowledge
 from paceline.master.models import JobRow
 from paceline.master.newcomers import next_worker
 from paceline.master.placing import planner_of, seconds_left
+from paceline.master.profiles import too_large, with_memory
 from paceline.master.states import (
     Event,
     Job,
-    Planned,
     Preempted,
+    ProbeWanted,
     Queued,
     Recovering,
     Recruited,
+    Refused,
     Running,
     Starting,
     Unplaced,
     Waiting,
 )
+from paceline.plan import Node, Plan
 from paceline.plan import Waiting as QueuePlace
+from paceline.planner.planner import plan_or_wait
 from paceline.planner.queue import (
     Decision,
     Policy,
@@ -63,8 +69,12 @@ class _Entry:
 class Scheduler:
     """One pass at a time. jobs: the controller's unfinished ones; handle: takes an event of a job."""
 
-    def __init__(self, jobs: Mapping[str, Job], cluster: Cluster, policy: Policy, handle: Handle) -> None:
-        self._jobs, self._cluster, self._policy, self._handle = jobs, cluster, policy, handle
+    def __init__(
+        self, jobs: Mapping[str, Job], cluster: Cluster, policy: Policy, knowledge: Knowledge, handle: Handle
+    ) -> None:
+        self._jobs, self._cluster, self._policy = jobs, cluster, policy
+        self._knowledge, self._handle = knowledge, handle
+        self._measuring: dict[str, asyncio.Task[None]] = {}  # by job: links that its workers might use
         self._entries: dict[str, _Entry] = {}
         self._usage: dict[str, float] = {}
         self._charging: tuple[float, dict[str, float]] = (time.monotonic(), {})  # since when, cores of each user
@@ -99,16 +109,21 @@ class Scheduler:
                 while job_id not in self.waits and self._is_waiting(job_id):
                     await self._passed.wait()
 
-    async def foresee(self, submission: Submission, user: str) -> QueuePlace | None:
-        """The place in the queue that a job would get now, and when it would start; None where it would at once."""
-        now, newcomer = time.monotonic(), Job(id="", submission=submission)
-        options = submission.options
-        waiting = [*self._waiting(time.time()), WaitingJob("", user, options.priority, 0.0, options.threads)]
-        place = planner_of({**self._jobs, "": newcomer}, now)
-        seen = waiting, self._running(now), self._cluster.nodes(), dict(self._usage), self._policy, place
-        decisions = await asyncio.to_thread(decide, *seen)
+    async def foresee(self, submission: Submission, user: str) -> Plan:
+        """What would be decided now for such a job, with its place in the queue where it would have to wait.
+
+        Nothing is measured for it. Raises Unplaceable.
+        """
+        options, nodes = submission.options, self._cluster.nodes()
+        newcomer = WaitingJob("", user, options.priority, 0.0, options.threads)
+        jobs = {**self._jobs, "": Job(id="", submission=submission)}
+        decisions = await self._decisions([*self._waiting(time.time()), newcomer], jobs)
         waits = (d for d in decisions if isinstance(d, Wait) and d.job == "")
-        return next((QueuePlace(place=wait.place, expected_start_s=wait.start_in_s) for wait in waits), None)
+        place = next((QueuePlace(place=wait.place, expected_start_s=wait.start_in_s) for wait in waits), None)
+        known = self._knowledge.of(submission)
+        asked = with_memory(options, known.profiles)
+        plan = await asyncio.to_thread(plan_or_wait, nodes, asked, submission.facts, place, known)
+        return probing.foreseen(submission, plan, nodes, known)
 
     # ---- passes ----
 
@@ -127,11 +142,7 @@ class Scheduler:
         now = time.monotonic()
         self._charge(now)
         before, waiting = self.waits, self._waiting(time.time())
-        decisions: list[Decision] = []
-        if waiting:  # beside the loop: on thousands of nodes it takes a while
-            place = planner_of(dict(self._jobs), now)
-            seen = waiting, self._running(now), self._cluster.nodes(), dict(self._usage), self._policy, place
-            decisions = await asyncio.to_thread(decide, *seen)
+        decisions = await self._decisions(waiting, dict(self._jobs)) if waiting else []
         waits = [wait for wait in decisions if isinstance(wait, Wait) and self._is_waiting(wait.job)]
         self.waits = {wait.job: wait for wait in waits}
         for decision in decisions:
@@ -141,13 +152,20 @@ class Scheduler:
                 await self._recruit(job)
         self._charge(time.monotonic())
 
+    async def _decisions(self, waiting: list[WaitingJob], jobs: Mapping[str, Job]) -> list[Decision]:
+        """By the policy, beside the loop: on thousands of nodes it takes a while."""
+        now = time.monotonic()
+        known = {job.id: self._knowledge.of(jobs[job.id].submission) for job in waiting}
+        place = planner_of(jobs, known, now)
+        seen = waiting, self._running(now), self._cluster.nodes(), dict(self._usage), self._policy, place
+        return await asyncio.to_thread(decide, *seen)
+
     async def _perform(self, decision: Decision, before: Mapping[str, Wait]) -> None:
         match decision:
             case Start(job_id, plan, rank, reason) if job_id in self._entries:
                 log.info("job_starts", job=job_id, reason=reason)
                 self._entries[job_id].rank = rank
-                known = self._known(self._jobs[job_id].submission)
-                await self._handle(job_id, Planned(plan, known, tuple(self._cluster.nodes())))
+                await self._start(self._jobs[job_id], plan)
             case Preempt(job_id, for_job, reason) if job_id in self._entries:
                 log.info("job_preempted", job=job_id, for_job=for_job, reason=reason)
                 self._entries[job_id].since = time.time()  # it must not be ahead of whom it makes room for
@@ -155,8 +173,30 @@ class Scheduler:
             case Wait(job_id, place, start_in_s, reason, refusal):
                 if job_id not in before or before[job_id].place != place:
                     log.info("job_waits", job=job_id, place=place, start_in_s=start_in_s, reason=reason)
-                if refusal is not None and "hardware_class" in refusal.details:  # its nodes may never come back
-                    await self._handle(job_id, Unplaced(refusal.to_json()))
+                if refusal is not None:
+                    await self._turn_away(job_id, refusal)
+
+    async def _start(self, job: Job, plan: Plan) -> None:
+        """Its workers, or first a probe of its model, with the links that its workers might use."""
+        nodes = tuple(self._cluster.nodes())
+        event = probing.next_event(job, plan, nodes, self._knowledge.of(job.submission))
+        if isinstance(event, ProbeWanted):
+            self._measuring[job.id] = asyncio.create_task(self._measure_links(job.id, nodes))
+        await self._handle(job.id, event)
+
+    async def _measure_links(self, job_id: str, nodes: Sequence[Node]) -> None:
+        with contextlib.suppress(PacelineError):  # what stays unknown counts as a usual network, and the plan says so
+            await self._knowledge.links.ensure([node.id for node in nodes if node.free_cores > 0])
+        del self._measuring[job_id]
+        self.wake()
+
+    async def _turn_away(self, job_id: str, refusal: Unplaceable) -> None:
+        """Tell those that no end of a job will help: their nodes may never come back, or there never was one."""
+        if "hardware_class" in refusal.details:
+            return await self._handle(job_id, Unplaced(refusal.to_json()))
+        may_fit_later = refusal.details.get("busy") and self._cluster.workers
+        if not may_fit_later and too_large(self._knowledge.of(self._jobs[job_id].submission).profiles):
+            await self._handle(job_id, Refused(refusal.to_json()))
 
     async def _recruit(self, job: Job) -> None:
         assert isinstance(job.state, Running)
@@ -172,7 +212,8 @@ class Scheduler:
     # ---- what the policy sees ----
 
     def _is_waiting(self, job_id: str) -> bool:
-        return job_id in self._jobs and isinstance(self._jobs[job_id].state, Queued | Waiting)
+        waits = job_id in self._jobs and isinstance(self._jobs[job_id].state, Queued | Waiting)
+        return waits and job_id not in self._measuring
 
     def _waiting(self, wall: float) -> list[WaitingJob]:
         return [
@@ -209,7 +250,9 @@ class Scheduler:
     def _held_by_job(self) -> list[tuple[str, tuple[Hold, ...]]]:
         """What is held by each job, ended ones with living workers among them, by job."""
         found: dict[str, list[Hold]] = defaultdict(list)
-        for (job_id, _, _), worker in self._cluster.workers.items():
+        kept = ((job_id, worker) for job_id, workers in self._cluster.held.items() for worker in workers)
+        working = ((job_id, worker) for (job_id, _, _), worker in self._cluster.workers.items())
+        for job_id, worker in (*working, *kept):
             hold = Hold(worker.placement.node_id, worker.threads, worker.memory, worker.placement.device)
             found[job_id].append(hold)
         return [(job_id, tuple(holds)) for job_id, holds in sorted(found.items())]

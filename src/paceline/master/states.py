@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
 from paceline.master.shown import Shown
-from paceline.measured import Measured
+from paceline.measured import Measured, Profile
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -101,6 +101,29 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class ProbePlace:
+    """Where a model is to be measured. memory: bytes that it may take there. flop_per_s: the place's, if calibrated."""
+
+    placement: Placement
+    hardware_class: str
+    memory: int
+    flop_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Planning:
+    """The model is being measured. plan: by estimates. held: places of it that are kept free meanwhile.
+
+    pending: probes that have not answered, by rank. notes: how the others came out.
+    """
+
+    plan: Plan
+    held: tuple[Placement, ...]
+    pending: Mapping[int, ProbePlace]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Starting:
     """building: started workers that are not ready, with their address once they have said hello.
 
@@ -188,7 +211,7 @@ class Cancelled:
     """At the user's word."""
 
 
-State = Queued | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled
+State = Queued | Planning | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled
 TERMINAL = (Succeeded, Failed, Cancelled)
 
 
@@ -198,8 +221,9 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. known, nodes: what the
-    present attempt was planned by; nodes by their ids, with those that came since.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. probed: how its probe
+    came out, None before it; probes are the workers of attempt 0. known, nodes: what the present attempt was planned
+    by; nodes by their ids, with those that came since.
     """
 
     id: str
@@ -213,6 +237,7 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
+    probed: str | None = None
     known: Measured = field(default_factory=Measured)
     nodes: Mapping[str, Node] = field(default_factory=dict)
 
@@ -250,8 +275,23 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class ProbeWanted:
+    """Instead of Planned: measure the model first, at these places. plan: what estimates lead to."""
+
+    plan: Plan
+    places: tuple[ProbePlace, ...]
+
+
+@dataclass(frozen=True)
 class Unplaced:
     """The planner's refusal of the next attempt, which only the user or another node can lift."""
+
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The planner's refusal of a job that no node of the cluster could ever hold."""
 
     error: dict[str, Any]
 
@@ -341,7 +381,9 @@ class CancelRequested:
 
 Event = (
     Planned
+    | ProbeWanted
     | Unplaced
+    | Refused
     | Recruited
     | Answer
     | Lost
@@ -416,6 +458,14 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """What a kind of job costs, for the plans of this job and of later ones."""
+
+    kind: str
+    profile: Profile
+
+
+@dataclass(frozen=True)
 class Quarantine:
     """The node computes wrongly: no job is to use it."""
 
@@ -431,5 +481,7 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-Command = Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Quarantine | Record
+Command = (
+    Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Learn | Quarantine | Record
+)
 Outcome = tuple[Job, list[Command]]

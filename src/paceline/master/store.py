@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
-from paceline.master.models import CommitRow, EventRow, JobRow, TokenRow
-from paceline.master.states import TERMINAL, Commit, Failed, Job, Record, RollBack, Succeeded
+from paceline.master.models import CommitRow, EventRow, JobRow, ProfileRow, TokenRow
+from paceline.master.states import TERMINAL, Commit, Failed, Job, Learn, Record, RollBack, Succeeded
+from paceline.measured import Profile
 from paceline.plan import Plan
 from paceline.spec import Submission
 
@@ -73,7 +74,7 @@ class Store:
             return session.scalar(select(JobRow).where(JobRow.request_id == request_id))
 
     def save(
-        self, job: Job, plan: Plan | None, records: Sequence[Record | Commit | RollBack], now: float
+        self, job: Job, plan: Plan | None, records: Sequence[Record | Commit | RollBack | Learn], now: float
     ) -> list[EventRow]:
         """Write the job's state with what happened; return the event rows, numbered."""
         events = [EventRow(job_id=job.id, at=now, kind=r.kind, data=r.data) for r in records if isinstance(r, Record)]
@@ -81,7 +82,7 @@ class Store:
             with self._sessions.begin() as session:
                 session.execute(update(JobRow).where(JobRow.id == job.id).values(**_columns(job, plan, now)))
                 for record in records:
-                    _write_ledger(session, job.id, record)
+                    _write(session, job.id, record, now)
                 session.add_all(events)
         except OperationalError as error:
             raise _told(error) from error
@@ -129,6 +130,13 @@ class Store:
         with self._sessions.begin() as session:
             kept = {**(row.delivery or {}), "blob": ""}
             session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoints=[]))
+
+    # ---- what was learned ----
+
+    def profiles(self) -> list[tuple[str, Profile]]:
+        """All that is known of kinds of jobs: (kind, profile)."""
+        with self._sessions() as session:
+            return [(row.kind, Profile.model_validate(row.profile)) for row in session.scalars(select(ProfileRow))]
 
     # ---- tokens ----
 
@@ -180,7 +188,8 @@ def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
     return columns
 
 
-def _write_ledger(session: Session, job_id: str, record: Record | Commit | RollBack) -> None:
+def _write(session: Session, job_id: str, record: Record | Commit | RollBack | Learn, now: float) -> None:
+    """The ledger's entries, and what was learned."""
     if isinstance(record, Commit):
         session.add(
             CommitRow(
@@ -194,6 +203,16 @@ def _write_ledger(session: Session, job_id: str, record: Record | Commit | RollB
     elif isinstance(record, RollBack):
         later = (CommitRow.job_id == job_id) & (CommitRow.from_step >= record.step)
         session.execute(update(CommitRow).where(later).values(undone=True))
+    elif isinstance(record, Learn):
+        profile = record.profile
+        session.merge(
+            ProfileRow(
+                kind=record.kind,
+                hardware_class=profile.hardware_class,
+                device=profile.device,
+                profile=profile.model_dump(mode="json") | {"at": now},
+            )
+        )
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from paceline.digest import model_digest
-from paceline.errors import InvalidSpec, NonFinite, PacelineError, ProtocolError
+from paceline.errors import NonFinite, PacelineError, ProtocolError
 from paceline.grid import Grid, scaled_share
 from paceline.messages import (
     Checked,
@@ -47,7 +47,7 @@ from paceline.training.checkpoint import (
     training_bytes,
     training_tensors,
 )
-from paceline.training.data import CellRequest, Source, fingerprint, open_source
+from paceline.training.data import CellRequest, Source, check_sizes, fingerprint, open_source
 from paceline.training.evaluate import evaluate
 from paceline.training.exact import ExactTrainer
 from paceline.training.group import LostPeer, WorkerGroup
@@ -89,7 +89,7 @@ class TrainingJob:
         if submission.val_data is not None:
             self._val = open_source(open_package(submission.val_data, cache), options.seed, None, fields["collate"])
         self.grid = Grid(len(self._train), options.batch_size, options.microbatches, options.drop_last, options.seed)
-        self._check_sizes()
+        check_sizes(self._train, self._val, options.batch_size)
         bound = step_bound(options.stop, self.grid.steps_per_epoch)
         self._total_samples = None if bound is None else self.grid.samples_seen(bound)
         self._best: Tensors | None = None
@@ -104,17 +104,6 @@ class TrainingJob:
         self._given_up: dict[str, threading.Event] = {}
         self._batches: Iterator[Any] | None = None
         self._writing: threading.Thread | None = None
-
-    def _check_sizes(self) -> None:
-        if len(self._train) == 0:
-            raise InvalidSpec("the training data is empty.", "Check the dataset's builder and its paths.")
-        if self._val is not None and len(self._val) == 0:
-            raise InvalidSpec("the validation data is empty.", "Check it, or leave val_data out.")
-        if self._options.batch_size > len(self._train):
-            raise InvalidSpec(
-                f"batch_size={self._options.batch_size} is larger than the training data's {len(self._train)} samples.",
-                f"Set batch_size to at most {len(self._train)}.",
-            )
 
     def ready(self) -> Ready:
         """What the master compares and plans with."""

@@ -19,6 +19,8 @@ from paceline.messages import (
     CheckRound,
     EvaluateRound,
     Message,
+    Probed,
+    ProbeSetup,
     Ready,
     SaveRound,
     Setup,
@@ -34,6 +36,7 @@ from paceline.training.data import lost_reader
 from paceline.training.job import TrainingJob
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
+from paceline.training.probe import probe
 from paceline.transfer import BlobStore
 
 BEAT_EVERY_S = 1.0
@@ -87,6 +90,8 @@ class WorkerProcess:
         try:
             if isinstance(order, Setup):
                 return self._set_up(order)
+            if isinstance(order, ProbeSetup):
+                return self._probe(order)
             if self._job is None:
                 raise ProtocolError("an order came before the setup.")
             return _do(self._job, order)
@@ -99,9 +104,15 @@ class WorkerProcess:
                 raise  # it ends this process, like a kill of its own, and another takes its place
             return WorkerFailed(error=_user_error(error).to_json())
 
+    def _probe(self, setup: ProbeSetup) -> Probed:
+        with self._monitor.doing("probe"):
+            return probe(setup, self._cache(), self._channel.send, lambda: os._exit(0))
+
+    def _cache(self) -> NodeCache:
+        return NodeCache(Path(self._env.cache), [Path(folder) for folder in self._env.shared], self._blobs)
+
     def _set_up(self, setup: Setup) -> Ready | Unloadable:
-        env = self._env
-        cache = NodeCache(Path(env.cache), [Path(folder) for folder in env.shared], self._blobs)
+        env, cache = self._env, self._cache()
         with self._monitor.doing("building"):
             if setup.checkpoint is not None:
                 try:

@@ -23,7 +23,6 @@ from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
 from paceline.plan import Plan
-from paceline.planner.planner import plan_or_wait
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -140,13 +139,12 @@ async def submit(master: The, caller: TheCaller, submission: Submission) -> JobV
 
 @router.post("/plan")
 async def plan(master: The, caller: TheCaller, submission: Submission) -> Plan:
-    """What the master would decide now; where the job would have to wait, for when it starts. Nothing is stored or run.
+    """What the master would decide now, by what it knows; where the job would have to wait, for when it starts.
 
-    No blobs are needed.
+    Nothing is stored, run or measured; no blobs are needed.
     """
     versions.check(submission.versions, master.versions, "the client")
-    queue = await master.controller.scheduler.foresee(submission, caller.user)
-    return await run_in_threadpool(plan_or_wait, master.cluster.nodes(), submission.options, submission.facts, queue)
+    return await master.controller.scheduler.foresee(submission, caller.user)
 
 
 def check_submission(master: Master, submission: Submission) -> None:
