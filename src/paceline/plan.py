@@ -74,7 +74,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    mode: Literal["exact"] = "exact"
+    mode: Literal["exact", "script"] = "exact"
     workers: tuple[Placement, ...]
     hardware_class: str
     cores_per_worker: int
@@ -87,10 +87,16 @@ class Plan(BaseModel):
     def explain(self) -> str:
         """The decision as text: the workers with their shares, then one line for every node."""
         lines = [f"{self.mode}: {self.summary}", ""]
-        lines += [f"  {'rank':<6}{'node':<20}{'device':<10}microbatches of {self.microbatches}"]
+        lines += [f"  {'rank':<6}{'node':<20}{'device':<10}" + self._share_column()]
         for worker in self.workers:
-            first, end = worker.share
-            lines.append(f"  {worker.rank:<6}{worker.node_name:<20}{worker.device:<10}{first}..{end - 1}")
+            lines.append(f"  {worker.rank:<6}{worker.node_name:<20}{worker.device:<10}{self._share(worker)}")
         lines += ["", "nodes"]
         lines += [f"  {'+' if r.taken else '-'} {r.node:<20}{r.reason}" for r in self.reasons]
         return "\n".join(lines)
+
+    def _share_column(self) -> str:
+        return "" if self.mode == "script" else f"microbatches of {self.microbatches}"
+
+    def _share(self, worker: Placement) -> str:
+        first, end = worker.share
+        return "" if self.mode == "script" else f"{first}..{end - 1}"

@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
-from paceline.cli import cluster, doctor, jobs, train, up
+from paceline.cli import cluster, doctor, jobs, run, train, up
 from paceline.cli.output import show, show_error
 from paceline.errors import PacelineError
 
 USAGE_EXIT_CODE = 2
 COMMANDS = {
-    "Jobs": (train.train, train.plan, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model),
+    "Jobs": (
+        train.train, train.plan, run.run, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model, run.output,
+    ),
     "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, cluster.drain, doctor.doctor),
-}
+}  # fmt: skip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 for panel, commands in COMMANDS.items():

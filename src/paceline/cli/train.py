@@ -61,7 +61,7 @@ def train(
         if detach:
             show(json, job.info(), f"{job.id} is with the master. See `paceline job {job.id}`.")
             return
-        with _naming(job, local):
+        with naming(job, local):
             if not json:
                 console().print(f"job      {job.id}")
                 job.watch()
@@ -70,7 +70,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _naming(job: Job, local: bool) -> Iterator[None]:
+def naming(job: Job, local: bool) -> Iterator[None]:
     """An error says whose it is; and Ctrl-C, which ends only the watching, what becomes of the job."""
     try:
         yield

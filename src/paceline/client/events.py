@@ -22,7 +22,7 @@ RETRY_AFTER_S = 1.0
 class Event:
     """kind: "state", "planned", "progress", "live", "evaluated", "checkpoint", "checkpoint_lost", "warning", "scaled",
     "draining", "worker_lost", "worker_joined", "worker_released", "attempt_lost", "gradient_confirmed",
-    "node_quarantined".
+    "node_quarantined", "reported".
 
     "live" ones are passing: they are not stored, and a reconnected client has missed them.
     """

@@ -31,6 +31,7 @@ from paceline.log import configure_log
 from paceline.messages import (
     MAX_MESSAGE_BYTES,
     AgentHello,
+    ForgetJob,
     Load,
     LogLines,
     Message,
@@ -87,6 +88,7 @@ class Agent:
         self._cores = args.cores or facts.cores()
         self._address = facts.address_towards(args.master_url)
         self._workers: dict[str, RunningWorker] = {}
+        self._over: set[str] = set()  # ended jobs whose last workers here are not seen to end yet
         self._warm = WarmWorkers(self._started, self._exited)
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
 
@@ -159,6 +161,18 @@ class Agent:
                 self._start(order)
             case StopWorkers():
                 self._end_workers(lambda o: (o.job_id, o.attempt) == (order.job_id, order.attempt), order.ranks)
+            case ForgetJob():
+                self._over.add(order.job_id)
+                self._forget(order.job_id)
+
+    def _job_folder(self, job_id: str) -> Path:
+        return self._folder / "jobs" / job_id
+
+    def _forget(self, job_id: str) -> None:
+        """Remove what an ended job's workers shared, once the last of them is gone."""
+        if job_id in self._over and not any(worker.order.job_id == job_id for worker in self._workers.values()):
+            self._over.discard(job_id)
+            shutil.rmtree(self._job_folder(job_id), ignore_errors=True)
 
     def _start(self, order: StartWorker) -> None:
         key = f"{order.job_id}.{order.attempt}.{order.rank}"
@@ -177,6 +191,7 @@ class Agent:
             cache=str(self._folder / "cache"),
             shared=[str(self._blobs)] if self._blobs else [],
             scratch=str(folder),
+            job=str(self._job_folder(order.job_id)),
             log=str(folder / "log"),
             ca=str(self._ca) if self._ca else None,
         )
@@ -199,6 +214,7 @@ class Agent:
             WorkerExited(job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail())
         )
         shutil.rmtree(worker.folder, ignore_errors=True)
+        self._forget(order.job_id)
 
     def _queue_log(self, worker: RunningWorker) -> None:
         order = worker.order

@@ -11,11 +11,11 @@ from typing import Any
 import structlog
 
 from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
-from paceline.master import machine, retention, states
+from paceline.master import lives, retention, states
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
-from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
+from paceline.master.lives import AnyJob, AnySubmission
 from paceline.master.models import JobRow
 from paceline.master.states import (
     Answer,
@@ -28,15 +28,13 @@ from paceline.master.states import (
     Queued,
     Recruited,
     Running,
-    Starting,
     Unplaced,
     Waiting,
 )
 from paceline.master.store import Store
-from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
+from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more, plan_workers
-from paceline.spec import Submission
+from paceline.planner.planner import one_more
 
 RETRY_STORE_S = 2.0
 DISCARD_EVERY_S = 10.0
@@ -48,7 +46,7 @@ class Controller:
     def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path) -> None:
         self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
-        self._jobs: dict[str, Job] = {}  # the unfinished ones
+        self._jobs: dict[str, AnyJob] = {}  # the unfinished ones
         self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
         self._wake_scheduler = asyncio.Event()
         self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
@@ -68,21 +66,17 @@ class Controller:
                 task.cancel()
 
     async def _resume(self, row: JobRow) -> None:
-        checkpoints = tuple(states.Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
-        submission = Submission.model_validate(row.submission)
-        job, commands = machine.resumed(
-            row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish, row.hardware_class
-        )
+        job, commands = lives.resumed(row)
         self._adopt(job, row)
         await self._apply(job, commands)
 
-    def _adopt(self, job: Job, row: JobRow) -> None:
+    def _adopt(self, job: AnyJob, row: JobRow) -> None:
         self._jobs[job.id] = job
         self._order[job.id] = (-row.priority, row.created_at)
 
     # ---- from outside ----
 
-    async def submit(self, submission: Submission) -> JobRow:
+    async def submit(self, submission: AnySubmission) -> JobRow:
         """Store a job, then plan it. Raises Unplaceable where no cluster like this one could ever run it."""
         known = await asyncio.to_thread(self._store.job_of_request, submission.request_id)
         if known is not None:
@@ -91,14 +85,14 @@ class Controller:
         job_id = f"job-{uuid.uuid4().hex[:10]}"
         row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time())
         if new:
-            self._adopt(Job(id=row.id, submission=submission), row)
+            self._adopt(lives.new(row.id, submission), row)
             self._wake_scheduler.set()
         return row
 
-    def check_placeable(self, submission: Submission) -> None:
+    def check_placeable(self, submission: AnySubmission) -> None:
         """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
         try:
-            plan_workers(self._cluster.nodes(), submission.options, submission.facts)
+            lives.plan(self._cluster.nodes(), submission)
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise
@@ -119,8 +113,8 @@ class Controller:
     def worker_says(self, key: WorkerKey, message: FromWorker) -> None:
         job_id, attempt, rank = key
         worker = self._cluster.workers.get(key)
-        if worker is not None and isinstance(message, Progressed | Trained):
-            worker.last_step = message.step
+        if worker is not None and isinstance(message, Progressed | Trained | Reported):
+            worker.last_step = worker.last_step if message.step is None else message.step
         if isinstance(message, Progressed):
             self._feed.publish(job_id, FeedEvent(None, time.time(), "live", message.model_dump(exclude={"kind"})))
         else:
@@ -172,31 +166,29 @@ class Controller:
             if after is not job or commands:
                 await self._apply(after, commands)
 
-    def _step(self, job: Job, event: Event) -> states.Outcome:
+    def _step(self, job: AnyJob, event: Event) -> tuple[AnyJob, list[states.Command]]:
         """The machine's step. A bug in it costs this job, not all of them."""
         try:
-            return machine.step(job, event, time.monotonic())
+            return lives.step(job, event, time.monotonic())
         except Exception as error:
             log.error("machine_failed", job=job.id, event=repr(event)[:500], exc_info=error)
-            failed = JobFailed(
-                f"the master met a bug in handling this job: {error!r}.", "Please report it with the log."
-            )
-            return end(job, states.Failed(failed.to_json()), time.monotonic())
+            told = JobFailed(f"the master met a bug in handling this job: {error!r}.", "Please report it with the log.")
+            return lives.failed(job, told, time.monotonic())
 
-    async def _apply(self, job: Job, commands: list[states.Command]) -> None:
+    async def _apply(self, job: AnyJob, commands: list[states.Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
         stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack)]
         if stored:
-            plan = job.state.plan if isinstance(job.state, Starting | Running) else None
-            await self._save(job, plan, stored)
+            await self._save(job, lives.present_plan(job), stored)
         for command in commands:
             self._perform(job, command)
         if isinstance(job.state, states.TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id], self._order[job.id]
+            self._cluster.forget(job.id)
 
-    async def _save(self, job: Job, plan: Plan | None, stored: list[Any]) -> None:
+    async def _save(self, job: AnyJob, plan: Plan | None, stored: list[Any]) -> None:
         """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
         while True:
             try:
@@ -209,13 +201,13 @@ class Controller:
                 self._feed.publish(job.id, FeedEvent(row.seq, row.at, row.kind, row.data))
             return
 
-    def _perform(self, job: Job, command: states.Command) -> None:
+    def _perform(self, job: AnyJob, command: states.Command) -> None:
         match command:
             case states.Enqueue():
                 self._wake_scheduler.set()
             case states.StartWorkers(attempt, placements):
-                assert isinstance(job.state, Starting | Running)
-                plan = job.state.plan
+                plan = lives.present_plan(job)
+                assert plan is not None
                 lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
                 for key in lost:
                     self.worker_ended(key, "its node left before it was started")
@@ -263,7 +255,7 @@ class Controller:
     async def _schedule(self) -> None:
         """Give nodes to the waiting jobs, in order; what is left goes to running jobs that could use more."""
         if await self._start_waiting():
-            for job in [job for job in self._jobs.values() if job.wanted]:
+            for job in [job for job in self._jobs.values() if isinstance(job, Job) and job.wanted]:
                 await self._recruit(job)
 
     async def _recruit(self, job: Job) -> None:
@@ -274,10 +266,6 @@ class Controller:
             return
         await self._handle(job.id, Recruited(job.attempt, place))
 
-    def _plan(self, job: Job) -> Plan:
-        submission = job.submission
-        return plan_workers(self._cluster.nodes(), submission.options, submission.facts, job.wish, job.hardware_class)
-
     async def _start_waiting(self) -> bool:
         """Whether no job waits for room; the first that must holds back those behind it."""
         for job_id in self.queue():
@@ -285,7 +273,7 @@ class Controller:
             if job is None:
                 continue  # it was cancelled while another was started
             try:
-                plan = self._plan(job)
+                plan = lives.next_plan(self._cluster.nodes(), job)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
                 if "hardware_class" in refusal.details:  # its nodes may never come back: it holds nobody up

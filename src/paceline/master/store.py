@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
 from paceline.master.models import CommitRow, EventRow, JobRow, TokenRow
+from paceline.master.scripts import ScriptJob
 from paceline.master.states import TERMINAL, Commit, Failed, Job, Record, RollBack, Succeeded
 from paceline.plan import Plan
+from paceline.script import ScriptSubmission
 from paceline.spec import Submission
 
 HEAD = "0004"
@@ -36,7 +38,7 @@ class Store:
 
     # ---- jobs ----
 
-    def add_job(self, job_id: str, submission: Submission, now: float) -> tuple[JobRow, bool]:
+    def add_job(self, job_id: str, submission: Submission | ScriptSubmission, now: float) -> tuple[JobRow, bool]:
         """Store a submission; (row, whether it is new). The same request id gives the same job."""
         options = submission.options
         row = JobRow(
@@ -71,7 +73,7 @@ class Store:
             return session.scalar(select(JobRow).where(JobRow.request_id == request_id))
 
     def save(
-        self, job: Job, plan: Plan | None, records: Sequence[Record | Commit | RollBack], now: float
+        self, job: Job | ScriptJob, plan: Plan | None, records: Sequence[Record | Commit | RollBack], now: float
     ) -> list[EventRow]:
         """Write the job's state with what happened; return the event rows, numbered."""
         events = [EventRow(job_id=job.id, at=now, kind=r.kind, data=r.data) for r in records if isinstance(r, Record)]
@@ -140,16 +142,19 @@ class Store:
         return row.role if row else None
 
 
-def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
+def _columns(job: Job | ScriptJob, plan: Plan | None, now: float) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "state": job.state_name,
         "attempt": job.attempt,
         "elapsed_s": job.elapsed_s,
-        "wish": job.wish,
-        "hardware_class": job.hardware_class,
         "training": job.training.model_dump(mode="json"),
-        "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
     }
+    if isinstance(job, Job):
+        columns |= {
+            "wish": job.wish,
+            "hardware_class": job.hardware_class,
+            "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
+        }
     if plan is not None:
         columns["plan"] = plan.model_dump(mode="json")
     if isinstance(job.state, TERMINAL):

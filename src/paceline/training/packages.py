@@ -56,10 +56,11 @@ def _holds(path: Path, name: str) -> bool:
 
 def open_package(ref: PackageRef, cache: NodeCache) -> Any:
     """Unpickle with the buffers mapped privately: one copy of the data a node, and writes stay in this process."""
-    buffers = [_mapped(cache.path(name)) for name in ref.buffers]
+    buffers = [mapped(cache.path(name)) for name in ref.buffers]
     return pickle.loads(cache.path(ref.pickle).read_bytes(), buffers=buffers)  # noqa: S301 - the user's, in a worker
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def mapped(path: Path) -> mmap.mmap:
+    """The file's bytes, privately: writes stay in this process."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
