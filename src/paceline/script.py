@@ -18,7 +18,7 @@ from paceline.stop import Count, for_callers
 MAX_RESTARTS = 1000
 NO_REQUIREMENTS = ""
 _OF_OTHER_FILES = re.compile(r"\s*(-r|--requirement|-c|--constraint|-e|--editable)\b|\s*\.{0,2}/")
-_OURS = re.compile(r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|(GROUP|ROLE|TORCHELASTIC)_.*)")
+_OURS = re.compile(r"(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(GROUP|ROLE|TORCHELASTIC)_.*")
 
 RelativeFolder = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -28,7 +28,7 @@ class ScriptFields(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
     outputs: RelativeFolder = "outputs"
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = 0
     env: dict[str, str] = {}

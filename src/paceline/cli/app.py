@@ -15,7 +15,8 @@ from paceline.errors import PacelineError
 USAGE_EXIT_CODE = 2
 COMMANDS = {
     "Jobs": (
-        train.train, train.plan, run.run, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model, run.output,
+        train.train, train.plan, run.run, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model,
+        run.output,
     ),
     "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, cluster.drain, doctor.doctor),
 }  # fmt: skip

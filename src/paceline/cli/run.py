@@ -34,12 +34,9 @@ def run(
         Path, typer.Option(exists=True, file_okay=False, help="The project: what git does not ignore in it travels.")
     ] = Path(),
     requirements: Annotated[
-        str | None,
-        typer.Option(help="A file in the project. By default, requirements.txt, where there is one."),
+        str | None, typer.Option(help="A file in the project. By default, requirements.txt, where there is one.")
     ] = None,
-    outputs: Annotated[str, typer.Option(help="The folder of the project whose files are kept, from rank 0's node.")] = (
-        "outputs"
-    ),
+    outputs: Annotated[str, typer.Option(help="The project's folder whose files are kept, from rank 0.")] = "outputs",
     max_restarts: Annotated[int, typer.Option(min=0, help="How often all ranks start anew after a failure.")] = 0,
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the script; may be repeated.")
@@ -98,7 +95,7 @@ def _refuse_existing(folder: Path | None) -> None:
 
 
 def output(job_id: JobId, output: OutputFolder = None, json: Json = False) -> None:
-    """Fetch the output folder of a finished script."""
+    """Fetch the output folder of a script that has ended, one that failed too."""
     from paceline.client.events import ENDED
 
     _refuse_existing(output)
@@ -107,13 +104,13 @@ def output(job_id: JobId, output: OutputFolder = None, json: Json = False) -> No
         state = job.state
         if state not in ENDED:
             raise Conflict(f"job {job_id} is {state} and has no output yet.", f"Watch it: `paceline logs {job_id} -f`.")
-        document, text = _fetch(job, output)
+        document, text = _fetch(job, output, partial=True)
     show(json, document, text)
 
 
-def _fetch(job: Job, folder: Path | None) -> tuple[dict[str, Any], Text]:
+def _fetch(job: Job, folder: Path | None, partial: bool = False) -> tuple[dict[str, Any], Text]:
     """Wait for the script's end and fetch its output; what to tell, for programs and for people."""
-    where = job.output(folder or Path(f"{job.id}-output"))
+    where = job.output(folder or Path(f"{job.id}-output"), partial=partial)
     info = job.info()
     document = {"id": job.id, "state": info["state"], "output": str(where.resolve()) if where else None}
     last = {name: value for name, value in (info["history"] or [{}])[-1].items() if name != "step"}

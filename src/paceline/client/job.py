@@ -166,12 +166,13 @@ class Job:
 
     # ---- what a script leaves ----
 
-    def output(self, path: str | Path, timeout: float | None = None) -> Path | None:
+    def output(self, path: str | Path, timeout: float | None = None, *, partial: bool = False) -> Path | None:
         """Wait for the script's end and fetch its output folder to `path`, which must not be there yet.
 
-        None where it made no such folder. Raises the job's own error where it failed, JobCancelled, WaitTimeout.
+        None where it made no such folder. partial: also where the script failed, as far as it had come; without it,
+        the job's own error is raised. Raises JobCancelled, WaitTimeout.
         """
-        found, path = self._left(timeout), Path(path)
+        found, path = self._left(timeout, partial), Path(path)
         if found["blob"] is None:
             return None
         if path.exists():
@@ -187,8 +188,8 @@ class Job:
         """Wait for the end of a called function; what it returned, by rank. Raises as `output` does."""
         return [self._returned(part) for part in self._left(timeout)["returned"]]
 
-    def _left(self, timeout: float | None) -> dict[str, Any]:
-        if self.wait(timeout) != "SUCCEEDED":
+    def _left(self, timeout: float | None, partial: bool = False) -> dict[str, Any]:
+        if self.wait(timeout) != "SUCCEEDED" and not partial:
             self._raise_failure(self.info())
         return dict(self._client.get(f"/jobs/{self.id}/output"))
 

@@ -32,7 +32,7 @@ def state_record(job: Live) -> Record:
     """The event row that tells of the job's new state."""
     data: dict[str, Any] = {"state": job.state_name, "attempt": job.attempt}
     match job.state:
-        case Failed(error):
+        case Failed(error=error):
             data["error"] = error
         case Recovering(reason) | Waiting(reason):
             data["reason"] = reason

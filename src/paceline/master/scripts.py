@@ -48,6 +48,7 @@ from paceline.master.states import (
 )
 from paceline.messages import (
     FromWorker,
+    GiveUp,
     OutputSaved,
     Reported,
     RunScript,
@@ -92,11 +93,15 @@ class ScriptStarting:
 
 @dataclass(frozen=True)
 class ScriptRunning:
-    """ended: how the script ended on each rank so far. since: when it began on all of them."""
+    """ended: how the script ended on each rank so far. since: when it began on all of them.
+
+    failure: why the job has failed; only what rank 0 wrote is still to be fetched.
+    """
 
     plan: Plan
     since: float
     ended: Mapping[int, ScriptEnded] = field(default_factory=dict)
+    failure: dict[str, Any] | None = None
 
     @property
     def failed(self) -> Mapping[int, ScriptEnded]:
@@ -146,22 +151,25 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
             return _set_up(job, starting, rank, message, now)
         case Answer(_, rank, message), ScriptRunning() as running:
             return _heard(job, running, rank, message, now)
-        case Lost(_, rank, _), ScriptRunning(ended=ended) if rank and rank in ended and not ended[rank].status:
-            return job, []  # it had done its part; only rank 0 has to save the output yet
+        case Lost(_, rank, _), ScriptRunning() as running if rank and (running.failure or _ended_well(running, rank)):
+            return job, []  # only rank 0 has to save the output yet
+        case Lost(), ScriptRunning(failure=error) if error is not None:
+            return end(job, Failed(error), now)
         case Lost(_, rank, reason), ScriptStarting() | ScriptRunning() as begun:
             text = f"{named(begun.plan.workers[rank])} is lost: {reason}"
             record = Record("worker_lost", {"reason": text, "rank": rank, "node": begun.plan.workers[rank].node_name})
             job, commands = _lost(job, text, now)
             return job, [record, *commands]
-        case NodeDraining(node_id), ScriptStarting() | ScriptRunning() as begun:
+        case NodeDraining(node_id), ScriptStarting() | ScriptRunning(failure=None) as begun:
             return _drain(job, begun.plan, node_id, now)
         case Late(_, waiting_for), ScriptStarting() as starting if waiting_for == SETUP:
             silent = [named(placement) for placement in starting.plan.workers if placement.rank not in starting.ready]
             return _lost(job, f"{', '.join(silent)} did not become ready within {SETUP_BOUND_S:.0f} s", now)
-        case Late(_, waiting_for), ScriptRunning() as running if waiting_for == FAILURES and running.failed:
+        case Late(_, waiting_for), ScriptRunning(failure=None) as running if waiting_for == FAILURES and running.failed:
             return _failed(job, running, now)
-        case Late(_, waiting_for), ScriptRunning() if waiting_for == OUTPUT:
-            return _lost(job, f"its output did not arrive within {OUTPUT_BOUND_S:.0f} s", now)
+        case Late(_, waiting_for), ScriptRunning(failure=error) if waiting_for == OUTPUT:
+            late = f"its output did not arrive within {OUTPUT_BOUND_S:.0f} s"
+            return end(job, Failed(error), now) if error is not None else _lost(job, late, now)
         case AttemptEnded(), Recovering(reason):
             job = replace(job, state=Waiting(reason))
             return job, [state_record(job), Enqueue()]
@@ -218,10 +226,12 @@ def _heard(job: ScriptJob, state: ScriptRunning, rank: int, message: FromWorker,
             return _reported(job, state, rank, message)
         case ScriptEnded() if rank not in state.ended:
             return _ended(job, replace(state, ended={**state.ended, rank: message}), message, now)
+        case OutputSaved() if rank == 0 and state.failure is not None:
+            return end(job, Failed(state.failure, _output(job, state, message, "it failed")), now)
         case OutputSaved() if rank == 0 and len(state.ended) == len(state.plan.workers):
             return _succeeded(job, state, message, now)
         case WorkerFailed(error=error):
-            return end(job, Failed(error), now)
+            return end(job, Failed(state.failure or error), now)
     return job, []
 
 
@@ -231,21 +241,29 @@ def _reported(job: ScriptJob, state: ScriptRunning, rank: int, report: Reported)
     if report.step is not None and report.step > job.training.step:
         job = replace(job, fruitless=0, training=job.training.model_copy(update={"step": report.step}))
     if rank == 0 and report.values:
-        newest = {"step": float(report.step or job.training.step), **report.values}
+        before = job.training.history[-1] if job.training.history else {}
+        newest = {**before, "step": float(report.step or job.training.step), **report.values}
         job = replace(job, training=job.training.model_copy(update={"history": (newest,)}))
     return replace(job, state=state), [Record("reported", data)]
 
 
 def _ended(job: ScriptJob, state: ScriptRunning, message: ScriptEnded, now: float) -> ScriptOutcome:
     job = replace(job, state=state)
+    if state.failure is not None:
+        return job, _save(job) if 0 in state.ended else []
     if message.status and len(state.failed) == 1:
         return job, [SetTimer(FAILURES_GRACE_S, Late(job.attempt, FAILURES))]
     if state.failed or len(state.ended) < len(state.plan.workers):
         return job, []
-    return job, [
-        Send(job.attempt, 0, SaveOutput()),
-        SetTimer(OUTPUT_BOUND_S, Late(job.attempt, OUTPUT)),
-    ]
+    return job, _save(job)
+
+
+def _save(job: ScriptJob) -> list[Command]:
+    return [Send(job.attempt, 0, SaveOutput()), SetTimer(OUTPUT_BOUND_S, Late(job.attempt, OUTPUT))]
+
+
+def _ended_well(state: ScriptRunning, rank: int) -> bool:
+    return rank in state.ended and not state.ended[rank].status
 
 
 def _failed(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
@@ -256,9 +274,20 @@ def _failed(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
     error["fact"] = f"{named(state.plan.workers[rank])}: {error.get('fact', 'the script failed')}"
     restarts, bound = job.training.restarts, job.submission.options.max_restarts
     if restarts >= bound:
-        return end(job, Failed(error), now)
+        return _given_up(job, replace(state, failure=error))
     job = replace(job, fruitless=0, training=job.training.model_copy(update={"restarts": restarts + 1}))
     return _recover(job, f"restart {restarts + 1} of {bound}: {error['fact']}", now)
+
+
+def _given_up(job: ScriptJob, state: ScriptRunning) -> ScriptOutcome:
+    """The job has failed; what rank 0 wrote, such as its checkpoints, is kept all the same."""
+    job = replace(job, state=state)
+    others = tuple(placement.rank for placement in state.plan.workers if placement.rank)
+    stops: list[Command] = [StopWorkers(job.attempt, others)] if others else []
+    if 0 in state.ended:
+        return job, [*stops, *_save(job)]
+    bound = SetTimer(OUTPUT_BOUND_S, Late(job.attempt, OUTPUT))
+    return job, [*stops, Send(job.attempt, 0, GiveUp(key=job.id)), bound]
 
 
 # ---- losses and ends ----
@@ -294,15 +323,20 @@ def _recover(job: ScriptJob, reason: str, now: float) -> ScriptOutcome:
 
 
 def _succeeded(job: ScriptJob, state: ScriptRunning, saved: OutputSaved, now: float) -> ScriptOutcome:
-    output = Output(
+    reason = f"it ended on all {len(state.ended)} ranks" if len(state.ended) > 1 else "it ended"
+    job = replace(_stop_clock(job, now), state=Succeeded(_output(job, state, saved, reason)))
+    return job, [state_record(job), StopWorkers(job.attempt)]
+
+
+def _output(job: ScriptJob, state: ScriptRunning, saved: OutputSaved, reason: str) -> Output:
+    ends = [state.ended.get(placement.rank) for placement in state.plan.workers]
+    return Output(
         blob=saved.blob or "",
         nbytes=saved.nbytes,
         folder=job.submission.options.outputs,
-        returned=tuple(state.ended[placement.rank].returned for placement in state.plan.workers),
-        stop_reason=f"it ended on all {len(state.ended)} ranks" if len(state.ended) > 1 else "it ended",
+        returned=tuple(end.returned if end else None for end in ends),
+        stop_reason=reason,
     )
-    job = replace(_stop_clock(job, now), state=Succeeded(output))
-    return job, [state_record(job), StopWorkers(job.attempt)]
 
 
 def end(job: ScriptJob, state: Failed | Cancelled, now: float) -> ScriptOutcome:

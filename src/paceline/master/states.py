@@ -187,7 +187,10 @@ class Succeeded:
 
 @dataclass(frozen=True)
 class Failed:
+    """output: what a script had written by then, where it could be fetched."""
+
     error: dict[str, Any]
+    output: Output | None = None
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,8 @@ def _columns(job: Job | ScriptJob, plan: Plan | None, now: float) -> dict[str, A
         columns["delivery"] = job.state.delivery.model_dump(mode="json")
     if isinstance(job.state, Failed):
         columns["error"] = job.state.error
+        if job.state.output is not None:
+            columns["delivery"] = job.state.output.model_dump(mode="json")
     return columns
 
 

@@ -6,7 +6,6 @@ What it returns leaves this process as JSON or safetensors, never as a pickle.
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from paceline.errors import InvalidSpec, PacelineError
-from paceline.training.packages import mapped
+from paceline.training.packages import unpickle
 from paceline.training.usererror import user_error
 
 Form = Literal["json", "tensor", "tensors"]
@@ -36,8 +35,7 @@ class CallFiles(BaseModel):
 
 def call(files: CallFiles) -> None:
     """Unpickle, call, write the result. Raises what the function raises."""
-    buffers = [mapped(path) for path in files.buffers]
-    function, arguments, named = pickle.loads(files.pickle.read_bytes(), buffers=buffers)  # noqa: S301 - in a worker
+    function, arguments, named = unpickle(files.pickle, files.buffers)
     form = write_result(function(*arguments, **named), files.result)
     files.result.with_suffix(".form").write_text(form)
 

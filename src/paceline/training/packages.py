@@ -55,12 +55,16 @@ def _holds(path: Path, name: str) -> bool:
 
 
 def open_package(ref: PackageRef, cache: NodeCache) -> Any:
-    """Unpickle with the buffers mapped privately: one copy of the data a node, and writes stay in this process."""
-    buffers = [mapped(cache.path(name)) for name in ref.buffers]
-    return pickle.loads(cache.path(ref.pickle).read_bytes(), buffers=buffers)  # noqa: S301 - the user's, in a worker
+    """Fetch what this node lacks, and unpickle."""
+    return unpickle(cache.path(ref.pickle), [cache.path(name) for name in ref.buffers])
 
 
-def mapped(path: Path) -> mmap.mmap:
-    """The file's bytes, privately: writes stay in this process."""
+def unpickle(pickled: Path, buffers: Sequence[Path]) -> Any:
+    """With the buffers mapped privately: one copy of the data a node, and writes stay in this process."""
+    mapped = [_mapped(path) for path in buffers]
+    return pickle.loads(pickled.read_bytes(), buffers=mapped)  # noqa: S301 - the user's, in a worker
+
+
+def _mapped(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

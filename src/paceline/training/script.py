@@ -29,11 +29,14 @@ from paceline.training.call import CallFiles
 from paceline.training.channel import MasterGone, WorkerEnv
 from paceline.training.packages import NodeCache
 from paceline.training.requirements import python_with
+from paceline.training.tensorboard import EventFiles
 from paceline.transfer import BlobStore
 
 REPORT_EVERY_S = 0.5
 LOG_TAIL_BYTES = 64 * 1024
 TOLD_LINES = 20
+TERM_GRACE_S = 10.0
+EVENT_FOLDERS = ("runs", "lightning_logs")  # where SummaryWriter and Lightning write, unless told otherwise
 OURS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # of workers that train: see engine/warm.py
 TRACEBACK = "Traceback (most recent call last):"
 
@@ -54,6 +57,8 @@ class ScriptRun:
         self._project = Path(env.job) / "project"
         self._unpack(cache.path(submission.project) if submission.project else None)
         self._python = python_with(submission.options.requirements, Path(env.cache) / "environments")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._given_up = False
         self._call: CallFiles | None = None
         if submission.function is not None:
             self._call = CallFiles(
@@ -91,10 +96,13 @@ class ScriptRun:
         }
         before = log.stat().st_size
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the fork server ignores it, and a child would inherit that
-        process = subprocess.Popen(self._command(), cwd=self._project, env=environment)  # noqa: S603 - the user's
+        events = EventFiles(self._watched()) if order.environment["RANK"] == "0" else None
+        self._process = process = subprocess.Popen(self._command(), cwd=self._project, env=environment)  # noqa: S603
         ended = threading.Event()
-        telling = threading.Thread(target=self._tell, args=(str(reports), ended), name="reports", daemon=True)
+        telling = threading.Thread(target=self._tell, args=(str(reports), events, ended), name="reports", daemon=True)
         telling.start()
+        if self._given_up:
+            process.terminate()
         status = process.wait()
         ended_at = time.time()
         ended.set()
@@ -103,6 +111,17 @@ class ScriptRun:
             return ScriptEnded(status=status, ended_at=ended_at, error=self._failure(status, log, before))
         return ScriptEnded(status=0, ended_at=ended_at, returned=self._upload_result())
 
+    def give_up(self) -> None:
+        """Ask the script to end, and make it; called from the reading thread."""
+        self._given_up = True
+        if self._process is not None:
+            self._process.terminate()
+            threading.Timer(TERM_GRACE_S, self._process.kill).start()
+
+    def _watched(self) -> tuple[Path, ...]:
+        """Where TensorBoard's files are looked for; not in the whole project, which may be large."""
+        return tuple(self._project / name for name in dict.fromkeys((self._options.outputs, *EVENT_FOLDERS)))
+
     def _command(self) -> list[str]:
         if self._call is None:
             return [self._python, "-u", *self._options.command]
@@ -110,16 +129,16 @@ class ScriptRun:
         told.write_text(self._call.model_dump_json())
         return [self._python, "-u", "-m", "paceline.training.call", str(told)]
 
-    def _tell(self, reports: str, ended: threading.Event) -> None:
+    def _tell(self, reports: str, events: EventFiles | None, ended: threading.Event) -> None:
         """Send on what the script reports, twice a second, and once more at its end."""
         reader = ReportReader()
         with suppress(MasterGone):  # the worker ends then
             last = False
             while not last:
                 last = ended.wait(REPORT_EVERY_S)
-                step, values = reader.read(reports)
-                if values or step is not None:
-                    self._send(Reported(step=step, values=values))
+                for step, values in (events.read() if events else (None, {}), reader.read(reports)):
+                    if values or step is not None:
+                        self._send(Reported(step=step, values=values))
 
     def _failure(self, status: int, log: Path, before: int) -> dict[str, Any]:
         if self._call is not None and self._call.error.exists():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
-import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,6 +78,8 @@ class WorkerProcess:
     def _give_up(self, key: str) -> None:
         if self._job is not None:
             self._job.give_up(key)
+        if self._script is not None:
+            self._script.give_up()
 
     def _beat(self) -> None:
         """Once the channel is gone, end the process, whatever its main thread waits for: nothing it does counts now.
