@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paceline.errors import InvalidSpec, invalid_spec
 from paceline.spec import PackageRef, Resources, Versions
@@ -30,6 +30,7 @@ class ScriptFields(BaseModel):
 
     command: tuple[str, ...] = ()
     outputs: RelativeFolder = "outputs"
+    min_workers: Count | None = None
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = 0
     env: dict[str, str] = {}
     threads: Count = 1
@@ -58,6 +59,15 @@ class ScriptFields(BaseModel):
             raise ValueError(f"env= sets {', '.join(taken)}, which each rank gets from the launcher")
         return value
 
+    @model_validator(mode="after")
+    def _fewer_than_all(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise InvalidSpec(
+                f"min_workers={self.min_workers} is more than the {self.workers} workers that were asked for.",
+                "Ask for more with resources=pl.Resources(workers=…), or lower min_workers.",
+            )
+        return self
+
     @property
     def workers(self) -> int:
         """How many processes run the script: one, unless more were asked for."""
@@ -80,7 +90,8 @@ class ScriptSpec(ScriptFields):
     outputs: the folder in the project whose files are kept, from rank 0's node.
     max_restarts: how often all ranks start anew because one of them failed. A lost node or worker does not count.
     env: more environment variables; the master keeps them in the clear. threads: OMP_NUM_THREADS, and cores, of a rank.
-    resources: `pl.Resources(workers=4)` for four ranks; one by default.
+    resources: `pl.Resources(workers=4)` for four ranks; one by default. min_workers: how few may start where no more
+        are free, as with torchrun's `--nnodes=1:4`; by default none but all.
 
     Raises InvalidSpec, with what to change.
     """

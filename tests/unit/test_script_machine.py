@@ -35,6 +35,7 @@ from paceline.master.states import (
 )
 from paceline.messages import (
     FromWorker,
+    GiveUp,
     OutputSaved,
     Reported,
     RunScript,
@@ -97,6 +98,11 @@ class Scene:
             command.message for command in made if isinstance(command, Send) and isinstance(command.message, RunScript)
         ]
 
+    def fails(self, attempt: int, rank: int = 0) -> None:
+        """The script raises on one rank, and the workers end where that is not the last word."""
+        self.says(rank, failure())
+        self.play(Late(attempt, FAILURES), AttemptEnded(attempt))
+
     def records(self, kind: str) -> list[Record]:
         return [command for command in self.commands if isinstance(command, Record) and command.kind == kind]
 
@@ -133,6 +139,7 @@ def test_who_failed_first_is_at_fault_whoever_is_heard_first() -> None:
     assert not isinstance(scene.job.state, Failed)
     scene.says(1, failure(at=1.0))
     scene.play(Late(1, FAILURES))
+    scene.says(0, OutputSaved(blob=None))
     assert isinstance(scene.job.state, Failed)
     assert scene.job.state.error["fact"] == "rank 1 on n1: the script raised KeyError: 1"
     assert scene.job.state.error["details"]["rank"] == 1
@@ -150,10 +157,35 @@ def test_restarts_are_counted_up_to_the_users_bound() -> None:
     seen = []
     for attempt in (1, 2, 3):
         seen.append(scene.run()[0].environment["TORCHELASTIC_RESTART_COUNT"])
-        scene.says(0, failure())
-        scene.play(Late(attempt, FAILURES), AttemptEnded(attempt))
+        scene.fails(attempt)
     assert seen == ["0", "1", "2"]
+    scene.says(0, OutputSaved(blob=None))
     assert isinstance(scene.job.state, Failed)
+
+
+def test_what_a_failed_script_had_written_is_kept_and_the_first_rank_is_asked_to_end_for_it() -> None:
+    scene = running(workers=3)
+    scene.says(1, failure())
+    assert scene.play(Late(1, FAILURES))[:2] == [StopWorkers(1, (1, 2)), Send(1, 0, GiveUp(key="job"))]
+    assert scene.play(Lost(1, 1, "ended"), Lost(1, 2, "ended"), NodeDraining("n0")) == []
+    assert Send(1, 0, SaveOutput()) in scene.says(0, ScriptEnded(status=-15, ended_at=9.0))
+    scene.says(0, OutputSaved(blob="b" * 64, nbytes=7))
+    assert isinstance(scene.job.state, Failed)
+    assert scene.job.state.error["details"]["rank"] == 1
+    assert scene.job.state.output is not None
+    assert scene.job.state.output.blob == "b" * 64
+
+
+@pytest.mark.parametrize(
+    "event", [Lost(1, 0, "signal 9"), Late(1, OUTPUT), Answer(1, 0, WorkerFailed(error={"code": "disk_full"}))]
+)
+def test_a_failed_scripts_own_error_stays_the_jobs_where_its_output_can_not_be_kept(event: Event) -> None:
+    scene = running()
+    scene.says(1, failure())
+    scene.play(Late(1, FAILURES), event)
+    assert isinstance(scene.job.state, Failed)
+    assert scene.job.state.error["code"] == "user_code"
+    assert scene.job.state.output is None
 
 
 def test_lost_workers_are_bounded_only_where_no_attempt_gets_anywhere() -> None:
@@ -290,6 +322,8 @@ def test_whatever_happens_attempts_never_overlap_restarts_are_bounded_and_ends_a
                 assert command.attempt == scene.job.attempt
             if isinstance(command, Send) and isinstance(command.message, SaveOutput):
                 commands += scene.play(Answer(scene.job.attempt, 0, OutputSaved(blob=None)))
+            if isinstance(command, Send) and isinstance(command.message, GiveUp):
+                commands += scene.play(Answer(scene.job.attempt, 0, ScriptEnded(status=-15, ended_at=scene.now)))
             if isinstance(command, SetTimer):
                 timers.append(command)
         assert scene.job.training.restarts <= max_restarts

@@ -54,6 +54,7 @@ def prepared(project: Path, tmp_path: Path, **fields: Any) -> ScriptSubmission:
         ({"outputs": "/tmp"}, "no folder inside the project"),
         ({"outputs": "."}, "no folder inside the project"),
         ({"max_restarts": -1}, "max_restarts"),
+        ({"min_workers": 2}, "more than the 1 workers"),
         ({"env": {"RANK": "0"}}, "sets RANK"),
         ({"env": {"TORCHELASTIC_RUN_ID": "mine"}}, "sets TORCHELASTIC_RUN_ID"),
         ({"unknown": 1}, "unknown"),
@@ -156,6 +157,14 @@ def test_ranks_fill_nodes_in_a_row_and_know_their_places(cores: list[int], ranks
         assert [e["LOCAL_RANK"] for e in locals_] == [str(at) for at in range(len(locals_))]
         assert {e["LOCAL_WORLD_SIZE"] for e in locals_} == {str(len(locals_))}
     assert "microbatches" not in plan.explain()
+
+
+def test_with_min_workers_a_script_starts_on_what_there_is() -> None:
+    options = ScriptOptions(command=("train.py",), resources=pl.Resources(workers=8), min_workers=2)
+    plan = plan_script([node("a", cores=2), node("b", cores=1)], options)
+    assert (len(plan.workers), plan.summary) == (3, "3 ranks on 2 nodes, of the 8 asked for: no more are free")
+    with pytest.raises(pl.Unplaceable, match="2 worker"):
+        plan_script([node("a", cores=1)], options)
 
 
 def test_a_rank_sees_all_devices_of_its_node_so_that_its_local_rank_is_an_index_of_them() -> None:

@@ -30,6 +30,7 @@ OutputFolder = Annotated[
 def run(
     command: Command,
     workers: Annotated[int, typer.Option(min=1, help="How many ranks run the script.")] = 1,
+    min_workers: Annotated[int | None, typer.Option(min=1, help="Start with as few, where no more are free.")] = None,
     workdir: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="The project: what git does not ignore in it travels.")
     ] = Path(),
@@ -61,6 +62,7 @@ def run(
         workdir=workdir,
         requirements=requirements,
         outputs=outputs,
+        min_workers=min_workers,
         max_restarts=max_restarts,
         env=dict(_variable(text) for text in env or ()),
         threads=threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paceline.errors import Unplaceable
 from paceline.plan import Node, Plan
 from paceline.planner.planner import plan_workers
 from paceline.script import ScriptOptions
@@ -14,9 +15,19 @@ from paceline.stop import MaxSteps
 def plan_script(nodes: Sequence[Node], options: ScriptOptions) -> Plan:
     """Places for all ranks at once, those of a node in a row. Raises Unplaceable, as `plan_workers` does.
 
-    What a script computes is not known: it gets as many workers as were asked for, on nodes of any hardware class.
+    What a script computes is not known: it gets as many workers as were asked for, or as there is room for down to
+    `min_workers`, on nodes of any hardware class.
     """
-    ranks = options.workers
+    least = options.min_workers or options.workers
+    for ranks in range(options.workers, least, -1):
+        try:
+            return _plan(nodes, options, ranks)
+        except Unplaceable:
+            continue
+    return _plan(nodes, options, least)
+
+
+def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int) -> Plan:
     wanted = TrainOptions(
         batch_size=ranks,
         microbatches=ranks,
@@ -32,6 +43,21 @@ def plan_script(nodes: Sequence[Node], options: ScriptOptions) -> Plan:
     workers = tuple(
         worker.model_copy(update={"rank": rank, "share": (rank, rank + 1)}) for rank, worker in enumerate(by_node)
     )
-    asked = "as asked for" if options.resources.workers else "as no more were asked for"
-    summary = f"{ranks} rank{'' if ranks == 1 else 's'} on {len(order)} node{'' if len(order) == 1 else 's'}, {asked}"
-    return plan.model_copy(update={"mode": "script", "workers": workers, "summary": summary, "most_workers": ranks})
+    return plan.model_copy(
+        update={
+            "mode": "script",
+            "workers": workers,
+            "summary": f"{_counted(ranks, 'rank')} on {_counted(len(order), 'node')}, {_why(options, ranks)}",
+            "most_workers": ranks,
+        }
+    )
+
+
+def _why(options: ScriptOptions, ranks: int) -> str:
+    if options.resources.workers is None:
+        return "as no more were asked for"
+    return "as asked for" if ranks == options.workers else f"of the {options.workers} asked for: no more are free"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
