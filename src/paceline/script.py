@@ -151,6 +151,12 @@ class ScriptSubmission(BaseModel):
     project: str | None = None
     function: PackageRef | None = None
 
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Self:
+        if bool(self.options.command) == (self.function is not None):
+            raise InvalidSpec("a submission takes exactly one of a command and a function.", "Give one of them.")
+        return self
+
     @property
     def blobs(self) -> tuple[str, ...]:
         """All that the workers need of the master."""

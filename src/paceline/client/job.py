@@ -73,8 +73,8 @@ class Job:
 
     def options(self) -> TrainOptions | ScriptOptions:
         """The plain part of the job's spec."""
-        kind = ScriptOptions if self.info()["kind"] == "script" else TrainOptions
-        return kind.model_validate(self._client.get(f"/jobs/{self.id}/options"))
+        found = self._client.get(f"/jobs/{self.id}/options")
+        return (ScriptOptions if "command" in found else TrainOptions).model_validate(found)
 
     def logs(self) -> str:
         """What the workers have printed so far, each line behind `[attempt.rank]`."""

@@ -34,6 +34,8 @@ def prepare_script(spec: ScriptSpec, scratch: Path, call: Call | None = None, re
             raise InvalidSpec("workdir=None holds no script.", "Give the folder that the script is started in.")
         check_command(spec.command, spec.workdir)
     else:
+        if spec.command:
+            raise InvalidSpec("both a function and command= were given.", "Leave command= out, or use client.run.")
         warn_of_large_captures(call[0], "the function")
         package = pack(call, "call")
         function, blobs = package.ref, dict(package.blobs)

@@ -66,12 +66,15 @@ class RunningWorker:
         self.log = folder / "log"
         self.sent = 0
 
-    def unsent(self) -> str:
+    def unsent(self, ended: bool) -> str:
+        """What it has printed since, without the line that it may be printing still."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
             file.seek(self.sent)
             data = file.read(LOG_CHUNK_BYTES)
+        if not ended and len(data) < LOG_CHUNK_BYTES:
+            data = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
         self.sent += len(data)
         return data.decode(errors="replace")
 
@@ -209,16 +212,16 @@ class Agent:
     def _exited(self, key: str, status: int) -> None:
         worker = self._workers.pop(key)
         order = worker.order
-        self._queue_log(worker)
+        self._queue_log(worker, ended=True)
         self._outgoing.put_nowait(
             WorkerExited(job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail())
         )
         shutil.rmtree(worker.folder, ignore_errors=True)
         self._forget(order.job_id)
 
-    def _queue_log(self, worker: RunningWorker) -> None:
+    def _queue_log(self, worker: RunningWorker, ended: bool = False) -> None:
         order = worker.order
-        while text := worker.unsent():
+        while text := worker.unsent(ended):
             self._outgoing.put_nowait(LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text))
 
     async def _send(self, channel: ClientConnection) -> None:
