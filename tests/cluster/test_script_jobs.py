@@ -10,7 +10,7 @@ import pytest
 
 import paceline as pl
 
-from helpers import wait_until
+from helpers import wait_until, whole_log
 
 LOUD = """
 import os, time
@@ -55,7 +55,7 @@ def test_a_script_is_sent_without_what_git_ignores_seen_by_its_reports_and_leave
     job = client.run("train.py", workdir=folder, outputs="results", env={"GREETING": "hi"}, name="loud")
     assert job.output(tmp_path / "out", timeout=120) == tmp_path / "out"
     assert (tmp_path / "out" / "model.txt").read_text() == "hi"
-    assert "[1.0] files ['.gitignore', 'helper.py', 'train.py']" in job.logs()
+    assert "[1.0] files ['.gitignore', 'helper.py', 'train.py']" in whole_log(job)
     reports = [event.data for event in job.events_so_far() if event.kind == "reported"]
     assert (3, 1 / 3) in [(report["step"], report["values"]["loss"]) for report in reports]
     assert (reports[-1]["step"], reports[-1]["values"]) == (4, {"loss": 0.25, "rank": 0.0})
@@ -72,7 +72,7 @@ def test_a_script_is_sent_without_what_git_ignores_seen_by_its_reports_and_leave
 def test_a_job_that_has_ended_leaves_nothing_of_a_script_on_the_node(client: pl.Client, tmp_path: Path) -> None:
     job = client.run("train.py", workdir=project(tmp_path, train="import os; print('in', os.getcwd())"))
     assert job.output(tmp_path / "out", timeout=120) is None
-    folder = Path(job.logs().split("in ")[1].strip())
+    folder = Path(whole_log(job).split("in ")[1].strip())
     wait_until(lambda: not folder.exists() and not folder.parent.exists())
 
 
@@ -88,6 +88,7 @@ def wheel(folder: Path, version: str, value: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_requirements_are_installed_once_a_node_for_each_text_and_the_nodes_own_packages_stay(
     client: pl.Client, tmp_path: Path
 ) -> None:
@@ -100,7 +101,7 @@ def test_requirements_are_installed_once_a_node_for_each_text_and_the_nodes_own_
             "train.py", workdir=folder, requirements=(requirements, "torch", "numpy"), resources=pl.Resources(workers=2)
         )
         assert job.output(tmp_path / job.id, timeout=180) is None
-        logs.append(job.logs())
+        logs.append(whole_log(job))
     assert [log.count("Successfully installed tinypart") for log in logs] == [1, 0, 1]
     assert [log.count("Collecting torch") + log.count("Collecting numpy") for log in logs] == [0, 0, 0]
     assert [log.count(f"part {value} torch") for log, value in zip(logs, "aab", strict=True)] == [2, 2, 2]
@@ -132,4 +133,4 @@ def test_the_same_request_id_twice_is_one_script(client: pl.Client, tmp_path: Pa
     first, again = (client.submit_script(spec, request_id=f"request {os.getpid()}") for _ in range(2))
     assert first.id == again.id
     assert first.wait(120) == "SUCCEEDED"
-    assert first.logs() == "[1.0] once\n"
+    assert whole_log(first) == "[1.0] once\n"

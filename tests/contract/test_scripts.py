@@ -17,7 +17,7 @@ import torch
 
 import paceline as pl
 
-from helpers import wait_until
+from helpers import wait_until, whole_log
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -82,7 +82,7 @@ def test_a_rank_that_is_killed_restarts_all_and_the_script_resumes_from_its_snap
     whole = result(run(cluster, "ddp.py", "4"), tmp_path)
     job = run(cluster, "ddp.py", "4", "--die_at", "1", max_restarts=1)
     assert result(job, tmp_path) == {"loss": whole["loss"], "restarts": "1"}
-    assert "[2.0] Resuming training from snapshot at Epoch 2" in job.logs()
+    assert "[2.0] Resuming training from snapshot at Epoch 2" in whole_log(job)
 
 
 def test_a_lost_worker_restarts_all_and_is_not_counted(cluster: pl.Client, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_rank_that_raised_is_named_with_its_own_traceback_after_the_last_res
     assert (raised.value.details["rank"], raised.value.details["type"]) == (1, "KeyError")
     assert raised.value.traceback.splitlines()[-1] == "KeyError: 'the script is at fault'"
     assert job.info()["attempt"] == 2
-    assert "[2.1] rank 1 restart 1" in job.logs()
+    assert "[2.1] rank 1 restart 1" in whole_log(job)
 
 
 def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
