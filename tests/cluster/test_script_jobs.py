@@ -83,7 +83,9 @@ def wheel(folder: Path, version: str, value: str) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tinypart.py", f"VALUE = {value!r}\n")
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tinypart\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     return path
 
@@ -93,7 +95,9 @@ def test_requirements_are_installed_once_a_node_for_each_text_and_the_nodes_own_
     client: pl.Client, tmp_path: Path
 ) -> None:
     folder = project(tmp_path, train=WITH_PARTS)
-    one, two = (f"tinypart @ {wheel(tmp_path, version, value).as_uri()}" for version, value in (("1.0", "a"), ("2.0", "b")))
+    one, two = (
+        f"tinypart @ {wheel(tmp_path, version, value).as_uri()}" for version, value in (("1.0", "a"), ("2.0", "b"))
+    )
     (folder / ".gitignore").write_text("*.whl\n")
     logs = []
     for requirements in (one, one, two):
@@ -120,7 +124,9 @@ def test_what_a_script_had_written_when_it_failed_is_kept(client: pl.Client, tmp
     assert (tmp_path / "out" / "checkpoint").read_text() == "epoch 7"
 
 
-def test_a_script_that_asks_for_more_than_there_is_is_refused_with_the_numbers(client: pl.Client, tmp_path: Path) -> None:
+def test_a_script_that_asks_for_more_than_there_is_is_refused_with_the_numbers(
+    client: pl.Client, tmp_path: Path
+) -> None:
     folder = project(tmp_path, train="")
     with pytest.raises(pl.Unplaceable, match="50 worker"):
         client.run("train.py", workdir=folder, resources=pl.Resources(workers=50))

@@ -351,9 +351,9 @@ def test_a_cancelled_script_stops_its_workers() -> None:
 def test_a_restarted_master_finds_the_script_in_the_queue_with_its_count(attempt: int) -> None:
     before = job_of(max_restarts=2)
     progress = before.training.model_copy(update={"restarts": 1, "step": 5})
-    job, _ = scripts.resumed("job", before.submission, attempt, 1.5, progress)
+    job, _ = scripts.resumed("job", before.submission, attempt, 1.5, progress, places(2) if attempt else None)
     assert job.state_name == ("WAITING" if attempt else "QUEUED")
-    assert (job.training, job.attempt) == (progress, attempt)
+    assert (job.training, job.attempt, job.nodes) == (progress, attempt, ("n0", "n1") if attempt else ())
     assert Scene(job).run()[0].environment["TORCHELASTIC_RESTART_COUNT"] == "1"
     assert isinstance(scripts.step(job, Planned(places(2)), 0.0)[0].state, ScriptStarting)
 

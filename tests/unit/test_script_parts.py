@@ -167,6 +167,15 @@ def test_with_min_workers_a_script_starts_on_what_there_is() -> None:
         plan_script([node("a", cores=1)], options)
 
 
+def test_a_restart_takes_the_nodes_again_on_which_the_script_wrote_and_others_only_where_it_must() -> None:
+    options = ScriptOptions(command=("train.py",), resources=pl.Resources(workers=3))
+    small, large = node("a", cores=2), node("z", cores=2)
+    again = plan_script([node("big", cores=8), small, large], options, former=("z", "a"))
+    assert [worker.node_id for worker in again.workers] == ["z", "z", "a"]
+    moved = plan_script([node("big", cores=8), small], options, former=("z", "a"))
+    assert [worker.node_id for worker in moved.workers] == ["big"] * 3
+
+
 def test_a_rank_sees_all_devices_of_its_node_so_that_its_local_rank_is_an_index_of_them() -> None:
     places = [
         Placement(rank=rank, node_id=name, node_name=name, device=device, share=(rank, rank + 1))

@@ -12,9 +12,7 @@ from paceline.training.tensorboard import EventFiles, scalars
 
 # by SummaryWriter of torch 2.13 and tensorboard VERSION: add_scalar("loss", 0.5, 1), add_scalar("acc/val", 0.25, 2,
 # new_style=True), add_text("note", "hello", 3), add_histogram("h", [1.0, 2.0], 3), add_scalar("loss", 0.125, 300)
-WRITTEN = base64.b64decode(
-    "DATA"
-)
+WRITTEN = base64.b64decode("DATA")
 
 
 def test_the_newest_scalar_of_each_tag_is_read_and_what_is_no_scalar_is_left_out(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Controller:
     def check_placeable(self, submission: AnySubmission) -> None:
         """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
         try:
-            lives.plan(self._cluster.nodes(), submission)
+            lives.first_plan(self._cluster.nodes(), submission)
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise

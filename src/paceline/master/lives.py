@@ -41,7 +41,8 @@ def resumed(row: JobRow) -> tuple[AnyJob, list[Command]]:
     submission = submission_of(row.submission)
     if isinstance(submission, ScriptSubmission):
         progress = ScriptProgress.model_validate(row.training)
-        return scripts.resumed(row.id, submission, row.attempt, row.elapsed_s, progress)
+        plan = Plan.model_validate(row.plan) if row.plan else None
+        return scripts.resumed(row.id, submission, row.attempt, row.elapsed_s, progress, plan)
     checkpoints = tuple(Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
     return machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish, row.hardware_class)
 
@@ -56,7 +57,7 @@ def failed(job: AnyJob, error: PacelineError, now: float) -> tuple[AnyJob, list[
     return scripts.end(job, state, now) if isinstance(job, ScriptJob) else ends.end(job, state, now)
 
 
-def plan(nodes: Sequence[Node], submission: AnySubmission) -> Plan:
+def first_plan(nodes: Sequence[Node], submission: AnySubmission) -> Plan:
     """Of a job that has not begun. Raises Unplaceable."""
     if isinstance(submission, ScriptSubmission):
         return plan_script(nodes, submission.options)
@@ -66,7 +67,7 @@ def plan(nodes: Sequence[Node], submission: AnySubmission) -> Plan:
 def next_plan(nodes: Sequence[Node], job: AnyJob) -> Plan:
     """Of the next attempt of a job. Raises Unplaceable."""
     if isinstance(job, ScriptJob):
-        return plan_script(nodes, job.submission.options)
+        return plan_script(nodes, job.submission.options, job.nodes)
     return plan_workers(nodes, job.submission.options, job.submission.facts, job.wish, job.hardware_class)
 
 

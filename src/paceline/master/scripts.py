@@ -115,7 +115,10 @@ ScriptState = (
 
 @dataclass(frozen=True)
 class ScriptJob:
-    """attempt, fruitless, elapsed_s: as of `states.Job`. training: what the store keeps of its progress."""
+    """attempt, fruitless, elapsed_s: as of `states.Job`. training: what the store keeps of its progress.
+
+    nodes: of the present or last attempt, that of rank 0 first.
+    """
 
     id: str
     submission: ScriptSubmission
@@ -124,6 +127,7 @@ class ScriptJob:
     fruitless: int = 0
     elapsed_s: float = 0.0
     training: ScriptProgress = field(default_factory=ScriptProgress)
+    nodes: tuple[str, ...] = ()
 
     @property
     def state_name(self) -> str:
@@ -176,12 +180,17 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
     return job, []
 
 
+def nodes_of(plan: Plan) -> tuple[str, ...]:
+    """By rank."""
+    return tuple(dict.fromkeys(placement.node_id for placement in plan.workers))
+
+
 # ---- the start ----
 
 
 def _start(job: ScriptJob, plan: Plan) -> ScriptOutcome:
     attempt = job.attempt + 1
-    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=ScriptStarting(plan))
+    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=ScriptStarting(plan), nodes=nodes_of(plan))
     return job, [
         Record("planned", {"attempt": attempt, "summary": plan.summary}),
         state_record(job),
@@ -353,9 +362,9 @@ def _stop_clock(job: ScriptJob, now: float) -> ScriptJob:
 
 
 def resumed(
-    id: str, submission: ScriptSubmission, attempt: int, elapsed_s: float, progress: ScriptProgress
+    id: str, submission: ScriptSubmission, attempt: int, elapsed_s: float, progress: ScriptProgress, plan: Plan | None
 ) -> ScriptOutcome:
-    """A job that a restarted master finds unfinished: back in the queue."""
+    """A job that a restarted master finds unfinished: back in the queue. plan: of its last attempt."""
     state = Waiting("the master was restarted") if attempt else Queued()
-    job = ScriptJob(id, submission, state, attempt, 0, elapsed_s, progress)
+    job = ScriptJob(id, submission, state, attempt, 0, elapsed_s, progress, nodes_of(plan) if plan else ())
     return job, [state_record(job), Enqueue()]

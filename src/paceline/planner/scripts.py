@@ -12,22 +12,25 @@ from paceline.spec import Facts, TrainOptions
 from paceline.stop import MaxSteps
 
 
-def plan_script(nodes: Sequence[Node], options: ScriptOptions) -> Plan:
+def plan_script(nodes: Sequence[Node], options: ScriptOptions, former: Sequence[str] = ()) -> Plan:
     """Places for all ranks at once, those of a node in a row. Raises Unplaceable, as `plan_workers` does.
 
     What a script computes is not known: it gets as many workers as were asked for, or as there is room for down to
-    `min_workers`, on nodes of any hardware class.
+    `min_workers`, on nodes of any hardware class. former: the nodes of the attempt before, that of rank 0 first. What
+    the script wrote lies there, so that they are taken again, in their order, where there is room.
     """
     least = options.min_workers or options.workers
-    for ranks in range(options.workers, least, -1):
-        try:
-            return _plan(nodes, options, ranks)
-        except Unplaceable:
-            continue
-    return _plan(nodes, options, least)
+    known = [node for node in nodes if node.id in former]
+    for ranks in range(options.workers, least - 1, -1):
+        for candidates in (known, nodes):
+            try:
+                return _plan(candidates, options, ranks, former)
+            except Unplaceable as refusal:
+                refused = refusal
+    raise refused
 
 
-def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int) -> Plan:
+def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int, former: Sequence[str]) -> Plan:
     wanted = TrainOptions(
         batch_size=ranks,
         microbatches=ranks,
@@ -38,7 +41,11 @@ def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int) -> Plan:
         priority=options.priority,
     )
     plan = plan_workers(nodes, wanted, Facts())
-    order = list(dict.fromkeys(worker.node_id for worker in plan.workers))
+    taken = {worker.node_id for worker in plan.workers}
+    order = [
+        *(n for n in former if n in taken),
+        *dict.fromkeys(w.node_id for w in plan.workers if w.node_id not in former),
+    ]
     by_node = sorted(plan.workers, key=lambda worker: order.index(worker.node_id))
     workers = tuple(
         worker.model_copy(update={"rank": rank, "share": (rank, rank + 1)}) for rank, worker in enumerate(by_node)
