@@ -109,9 +109,10 @@ def test_requirements_are_installed_once_a_node_for_each_text_and_the_nodes_own_
     assert [log.count("Successfully installed tinypart") for log in logs] == [1, 0, 1]
     assert [log.count("Collecting torch") + log.count("Collecting numpy") for log in logs] == [0, 0, 0]
     assert [log.count(f"part {value} torch") for log, value in zip(logs, "aab", strict=True)] == [2, 2, 2]
+    missing = f"tinypart @ {(tmp_path / 'gone-1.0-py3-none-any.whl').as_uri()}"
+    job = client.run("train.py", workdir=folder, requirements=(missing,))
     with pytest.raises(pl.InvalidSpec, match="pip could not install the requirements"):
-        missing = f"tinypart @ {(tmp_path / 'gone-1.0-py3-none-any.whl').as_uri()}"
-        client.run("train.py", workdir=folder, requirements=(missing,)).output(tmp_path / "x", timeout=120)
+        job.output(tmp_path / "x", timeout=120)
 
 
 def test_what_a_script_had_written_when_it_failed_is_kept(client: pl.Client, tmp_path: Path) -> None:

@@ -41,11 +41,8 @@ def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int, former: Seq
         priority=options.priority,
     )
     plan = plan_workers(nodes, wanted, Facts())
-    taken = {worker.node_id for worker in plan.workers}
-    order = [
-        *(n for n in former if n in taken),
-        *dict.fromkeys(w.node_id for w in plan.workers if w.node_id not in former),
-    ]
+    taken = dict.fromkeys(worker.node_id for worker in plan.workers)
+    order = sorted(taken, key=lambda name: former.index(name) if name in former else len(former))
     by_node = sorted(plan.workers, key=lambda worker: order.index(worker.node_id))
     workers = tuple(
         worker.model_copy(update={"rank": rank, "share": (rank, rank + 1)}) for rank, worker in enumerate(by_node)

@@ -34,31 +34,30 @@ class EventFiles:
             with path.open("rb") as file:
                 file.seek(self._offsets.get(path, 0))
                 data = file.read()
-            whole = 0
-            for record, whole in _records(data):
+            for record in _records(data):
+                self._offsets[path] = self._offsets.get(path, 0) + HEADER + len(record) + FOOTER
                 at, found = scalars(record)
                 if found:
                     step = max(at, step or 0)
                     values.update(found)
-            self._offsets[path] = self._offsets.get(path, 0) + whole
         return step, values
 
 
-def _records(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """(record, where it ends) of those that are whole."""
+def _records(data: bytes) -> Iterator[bytes]:
+    """Those that are whole."""
     at = 0
     while len(data) - at >= HEADER:
         (length,) = struct.unpack_from("<Q", data, at)
         end = at + HEADER + length + FOOTER
         if length > MAX_RECORD_BYTES or end > len(data):
             return
-        yield data[at + HEADER : end - FOOTER], end
+        yield data[at + HEADER : end - FOOTER]
         at = end
 
 
 def scalars(event: bytes) -> tuple[int, dict[str, float]]:
     """The step of an Event, and the scalars of its summary by their tags; none for an event that is not readable."""
-    step, found = 0, {}
+    step, found = 0, dict[str, float]()
     try:
         for number, value in _fields(event):
             if number == 2 and isinstance(value, int):
@@ -85,13 +84,14 @@ def _scalar(value: bytes) -> tuple[str, float] | None:
 def _number(tensor: bytes) -> float | None:
     """Of a TensorProto that holds one float or double."""
     fields = dict(_fields(tensor))
-    form = {FLOAT: ("<f", 5), DOUBLE: ("<d", 6)}.get(fields.get(1))  # type: ignore[call-overload]
-    if form is None:
+    dtype = fields.get(1)
+    if dtype not in (FLOAT, DOUBLE):
         return None
-    data = fields.get(4) or fields.get(form[1])
-    if not isinstance(data, bytes) or len(data) != struct.calcsize(form[0]):
+    form, values = ("<f", 5) if dtype == FLOAT else ("<d", 6)
+    data = fields.get(4) or fields.get(values)
+    if not isinstance(data, bytes) or len(data) != struct.calcsize(form):
         return None
-    return float(struct.unpack(form[0], data)[0])
+    return float(struct.unpack(form, data)[0])
 
 
 def _of(message: bytes, wanted: int) -> list[bytes]:
