@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 
 from paceline.training.tensorboard import EventFiles, scalars
 
-# by SummaryWriter of torch 2.13 and tensorboard VERSION: add_scalar("loss", 0.5, 1), add_scalar("acc/val", 0.25, 2,
+# by SummaryWriter of torch 2.13 and tensorboard 2.21: add_scalar("loss", 0.5, 1), add_scalar("acc/val", 0.25, 2,
 # new_style=True), add_text("note", "hello", 3), add_histogram("h", [1.0, 2.0], 3), add_scalar("loss", 0.125, 300)
-WRITTEN = base64.b64decode("DATA")
+WRITTEN = base64.b64decode(
+    "SAAAAAAAAAD+kkidCYrq9XK0wdpBGg1icmFpbi5FdmVudDoyUi4KLHRlbnNvcmJvYXJkLnN1bW1hcnkud3JpdGVyLmV2ZW50X2ZpbGVfd3JpdG"
+    "Vy74XwqxoAAAAAAAAAEpvYLQnm8/VytMHaQRABKg0KCwoEbG9zcxUAAAA/eOE7YS8AAAAAAAAAbV0dUAmN9PVytMHaQRACKiIKIAoHYWNjL3Zh"
+    "bEIICAEqBAAAgD5KCwoJCgdzY2FsYXJz/sauKT0AAAAAAAAAYEnx7Akl9fVytMHaQRADKjAKLgoRbm90ZS90ZXh0X3N1bW1hcnlCDwgHEgQSAg"
+    "gBQgVoZWxsb0oICgYKBHRleHQgkNVC6AAAAAAAAAD9xMK/CZAE9nK0wdpBEAMq2gEK1wEKAWgq0QEJAAAAAAAA8D8RAAAAAAAAAEAZAAAAAAAA"
+    "AEAhAAAAAAAACEApAAAAAAAAFEAyUAiZaRkVWu0/KxT6zb4k8D9jScYVBcLxP7pQjTGfiPM/Mz/oHK989T+FRcyfwKL3P3lM+uLT//k/U4dGE2"
+    "mZ/D/clM0ujXX/P+AR8Qx0TQFAOlAAAAAAAAAAAAAAAAAAAPA/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAADwP1Bdzn4bAAAAAAAAABoNnhMJIAX2crTB2kEQrAIqDQoLCgRsb3NzFQAAAD5ynIB0"
+)
 
 
 def test_the_newest_scalar_of_each_tag_is_read_and_what_is_no_scalar_is_left_out(tmp_path: Path) -> None:

@@ -17,49 +17,53 @@ from paceline.training.packages import unpickle
 from paceline.training.usererror import user_error
 
 Form = Literal["json", "tensor", "tensors"]
+FORMS: tuple[Form, ...] = ("json", "tensor", "tensors")
 
 
 class CallFiles(BaseModel):
-    """pickle, buffers: of (function, arguments, keyword arguments). result: is written; error: where it raised."""
+    """pickle, buffers: of (function, arguments, keyword arguments).
+
+    result: is written, with its form as its suffix; error: where it raised.
+    """
 
     pickle: Path
     buffers: tuple[Path, ...]
     result: Path
     error: Path
 
-    def form(self) -> Form | None:
-        """Of the result; None where none was written."""
-        note = self.result.with_suffix(".form")
-        return note.read_text() if note.exists() else None  # type: ignore[return-value] - written below
+    def written(self) -> tuple[Form, Path] | None:
+        """The result's form and file, where there is one."""
+        found = ((form, self.result.with_suffix(f".{form}")) for form in FORMS)
+        return next(((form, path) for form, path in found if path.exists()), None)
 
 
 def call(files: CallFiles) -> None:
     """Unpickle, call, write the result. Raises what the function raises."""
     function, arguments, named = unpickle(files.pickle, files.buffers)
-    form = write_result(function(*arguments, **named), files.result)
-    files.result.with_suffix(".form").write_text(form)
+    write_result(function(*arguments, **named), files.result)
 
 
-def write_result(value: Any, path: Path) -> Form:
-    """Write what a function returned; return the form. Raises InvalidSpec for what is neither JSON nor tensors."""
+def write_result(value: Any, path: Path) -> None:
+    """Write what a function returned. Raises InvalidSpec for what is neither JSON nor tensors."""
     import torch
     from safetensors.torch import save_file
 
     if isinstance(value, torch.Tensor):
-        save_file({"value": value.detach().contiguous()}, path)
-        return "tensor"
+        save_file({"value": value.detach().contiguous()}, path.with_suffix(".tensor"))
+        return
     if isinstance(value, dict) and value and all(isinstance(part, torch.Tensor) for part in value.values()):
         # clones, as safetensors refuses tensors that share memory: tied weights, or slices
-        save_file({str(name): part.detach().clone().contiguous() for name, part in value.items()}, path)
-        return "tensors"
+        tensors = {str(name): part.detach().clone().contiguous() for name, part in value.items()}
+        save_file(tensors, path.with_suffix(".tensors"))
+        return
     try:
-        path.write_text(json.dumps(value))
+        text = json.dumps(value)
     except (TypeError, ValueError) as error:
         raise InvalidSpec(
             f"the function returned a {type(value).__name__}, which can't travel as JSON: {error}.",
             "Return JSON values, a tensor, or a dict of tensors; write anything else into the output folder.",
         ) from error
-    return "json"
+    path.with_suffix(".json").write_text(text)
 
 
 def main() -> int:

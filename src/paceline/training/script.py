@@ -65,7 +65,7 @@ class ScriptRun:
                 pickle=cache.path(submission.function.pickle),
                 buffers=tuple(cache.path(name) for name in submission.function.buffers),
                 result=self._scratch / "result",
-                error=self._scratch / "error.json",
+                error=self._scratch / "call_error.json",
             )
         # as torchrun's: the agent's store, and not one of the script's, is where its ranks meet
         self._store = dist.TCPStore(env.address, 0, is_master=True, wait_for_workers=False)
@@ -150,11 +150,11 @@ class ScriptRun:
         return script_error(status, printed).to_json()
 
     def _upload_result(self) -> Returned | None:
-        form = self._call.form() if self._call else None
-        if self._call is None or form is None:
+        written = self._call.written() if self._call else None
+        if written is None:
             return None
-        result = self._call.result
-        return Returned(form=form, blob=self._blobs.upload_file(result), nbytes=result.stat().st_size)
+        form, path = written
+        return Returned(form=form, blob=self._blobs.upload_file(path), nbytes=path.stat().st_size)
 
     def save_output(self) -> OutputSaved:
         """Upload the output folder, where there is one."""
