@@ -127,6 +127,13 @@ def test_a_scripts_last_exception_is_told_as_its_own() -> None:
     assert "before" not in error.traceback
 
 
+def test_an_exception_is_told_without_the_rank_that_torch_puts_before_its_lines() -> None:
+    plain = printed_by("raise KeyError('x')")[1]
+    printed = "epoch 1\n" + "".join(f"[rank1]: {line}\n" for line in plain.splitlines())
+    error = script_error(1, printed)
+    assert (error.fact, error.traceback) == ("the script raised KeyError: 'x'", plain)
+
+
 def test_an_exit_code_without_an_exception_and_a_signal_are_told_with_the_last_lines() -> None:
     error = script_error(*printed_by("print('no GPU here'); raise SystemExit(3)"))
     assert (error.fact, error.traceback) == ("the script ended with exit code 3.", "no GPU here")

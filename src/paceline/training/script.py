@@ -39,6 +39,7 @@ TERM_GRACE_S = 10.0
 EVENT_FOLDERS = ("runs", "lightning_logs")  # where SummaryWriter and Lightning write, unless told otherwise
 OURS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # of workers that train: see engine/warm.py
 TRACEBACK = "Traceback (most recent call last):"
+OF_RANK = re.compile(r"^\[rank\d+\]: ?")  # which torch puts before each line of an exception, once there is a group
 
 
 class ScriptRun:
@@ -167,7 +168,7 @@ class ScriptRun:
 
 def script_error(status: int, printed: str) -> UserCodeError:
     """What went wrong, from how the script ended and what it printed last."""
-    lines = printed.rstrip().splitlines()
+    lines = [OF_RANK.sub("", line) for line in printed.rstrip().splitlines()]
     at = next((at for at in reversed(range(len(lines))) if lines[at] == TRACEBACK), None)
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
