@@ -33,6 +33,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/unequal.py
 	$(BIN)/python benchmarks/failures.py
 	$(BIN)/python benchmarks/reduction.py
+	$(BIN)/python benchmarks/planner_scale.py
 
 clean:
 	rm -rf .venv build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What Paceline costs: one worker's rate beside a bare PyTorch loop's, and the API's latency while its node trains.
+"""What Paceline costs: one worker's rate beside a bare PyTorch loop's, a checkpoint's time, the API's latency.
 
     python benchmarks/overhead.py [--repeats 5] [--cores 2] [--workload NAME]… [--results FOLDER]
 
@@ -23,16 +23,20 @@ import steady
 
 TIMEOUT_S = 300
 RATIO_AIM = 0.97
+CHECKPOINTS_A_RUN = 5  # many more than in practice, so that what one costs shows
+CHECKPOINT_EVERY_S = 30.0  # the default
+CHECKPOINT_AIM = 0.02  # of the time
 LOSS_TOLERANCE = 1e-3  # relative: loop and worker add the same gradients in other orders
 LOSSES = ("mean_loss", "last_loss")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A worker's run and the bare loop's beside it: `{samples_per_s, mean_loss, last_loss}` of each."""
+    """A worker's run, one with many checkpoints, and the bare loop's: `{samples_per_s, mean_loss, …}` of each."""
 
     workload: str
     ours: dict[str, Any]
+    saving: dict[str, Any]
     bare: dict[str, Any]
 
     @property
@@ -40,15 +44,28 @@ class Pair:
         return float(self.ours["samples_per_s"] / self.bare["samples_per_s"])
 
     @property
+    def checkpoint_s(self) -> float:
+        """By which each checkpoint made the training longer; noise can make it negative."""
+        work = steady.WORKLOADS[self.workload]
+        samples = (work.steps - steady.WARM_UP_STEPS) * work.batch
+        longer_s = samples / self.saving["samples_per_s"] - samples / self.ours["samples_per_s"]
+        return float(longer_s / self.saving["checkpoints"])
+
+    @property
     def loss_difference(self) -> float:
         return max(abs(float(self.ours[name] / self.bare[name]) - 1) for name in LOSSES)
 
 
 def run_pair(workload: str, cores: list[int], ours_first: bool) -> Pair:
-    found = {}
-    for script in ("paceline_steady.py", "bare_loop.py")[:: 1 if ours_first else -1]:
-        _, found[script] = run_alone(python(script, workload), TIMEOUT_S, cores)
-    return Pair(workload, found["paceline_steady.py"] or {}, found["bare_loop.py"] or {})
+    every = steady.WORKLOADS[workload].steps // (CHECKPOINTS_A_RUN + 1)
+    commands = {
+        "saving": python("paceline_steady.py", workload, "--checkpoint-every", str(every)),
+        "ours": python("paceline_steady.py", workload),
+        "bare": python("bare_loop.py", workload),
+    }
+    names = list(commands)[:: 1 if ours_first else -1]
+    found = {name: run_alone(commands[name], TIMEOUT_S, cores)[1] or {} for name in names}
+    return Pair(workload, **found)
 
 
 def main() -> int:
@@ -73,8 +90,13 @@ def _fill_rates(report: Report, pairs: list[Pair]) -> None:
         record(report.figures, f"{pair.workload}, of the bare loop's rate", "ratio", pair.ratio)
         record(report.figures, f"{pair.workload}, worker", "samples/s", pair.ours["samples_per_s"])
         record(report.peers, f"{pair.workload}, bare loop", "samples/s", pair.bare["samples_per_s"])
+        record(report.figures, f"{pair.workload}, a checkpoint", "s", pair.checkpoint_s)
+        share = pair.checkpoint_s / CHECKPOINT_EVERY_S
+        record(report.figures, f"{pair.workload}, checkpoints every {CHECKPOINT_EVERY_S:g} s", "of the time", share)
     ratios = [figure for figure in report.figures.values() if figure.unit == "ratio"]
     report.aims = [Aim.at_least(figure.name, figure.median, RATIO_AIM) for figure in ratios]
+    shares = [figure for figure in report.figures.values() if figure.unit == "of the time"]
+    report.aims += [Aim.at_most(figure.name, figure.median, CHECKPOINT_AIM) for figure in shares]
     worst = max(pairs, key=lambda pair: pair.loss_difference)
     report.equal_losses = worst.loss_difference <= LOSS_TOLERANCE
     report.details["losses"] = {p.workload: {n: [p.ours[n], p.bare[n]] for n in LOSSES} for p in pairs}

@@ -1,8 +1,10 @@
-"""`python paceline_steady.py WORKLOAD [--workers N] [--microbatches N] [--steps N] [--unequal]`: the same as a job.
+"""`python paceline_steady.py WORKLOAD [--workers N] [--microbatches N] [--steps N] [--checkpoint-every N] [--unequal]`:
+the same as a job.
 
-Last line: `{samples_per_s, mean_loss, last_loss, bytes_per_step, shares}`; the rate by the master's clock, from the
-first commit after the warm-up to the last, so that whatever happens between rounds counts, as does the master's own
-traffic; the mean over all steps' batches; the microbatches of each worker at the end.
+Last line: `{samples_per_s, mean_loss, last_loss, bytes_per_step, shares, checkpoints}`; the rate by the master's clock,
+from the first commit after the warm-up to the last, so that whatever happens between rounds counts, as does the
+master's own traffic; the mean over all steps' batches; the microbatches of each worker at the end; the checkpoints that
+were stored while the clock ran.
 """
 
 import argparse
@@ -49,11 +51,13 @@ def measure(options, folder):
             batch_size=work.batch,
             microbatches=options.microbatches,
             drop_last=True,
+            checkpoint_every=options.checkpoint_every,
             stop=pl.MaxSteps(steps),
             resources=pl.Resources(workers=options.workers),
         )
-        commits = []
+        commits, checkpoints = [], 0
         for event in job.events():
+            checkpoints += event.kind == "checkpoint" and bool(commits)
             if event.kind == "progress" and event.data["step"] >= steady.WARM_UP_STEPS:
                 commits.append((event.data["step"], event.data["at"], loopback_bytes()))
                 last_loss = event.data["loss"]
@@ -67,6 +71,7 @@ def measure(options, folder):
         "last_loss": last_loss,
         "bytes_per_step": (bytes_after - bytes_before) / (last - first),
         "shares": [worker.share[1] - worker.share[0] for worker in result.plan.workers],
+        "checkpoints": checkpoints,
     }
 
 
@@ -76,6 +81,7 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--microbatches", type=int, default=steady.MICROBATCHES)
     parser.add_argument("--steps", type=int, help="with the warm-up; the workload's own by default")
+    parser.add_argument("--checkpoint-every", type=int, help="in steps; by default every 30 s")
     parser.add_argument("--unequal", action="store_true", help="one worker is quick")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(parser.parse_args(), folder)))

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from fixed_point import FixedPointExchange
 
-from paceline.grid import Grid, split_evenly
+from paceline.grid import Grid
 from paceline.messages import Group
+from paceline.shares import split_evenly
 from paceline.training.exchange import GradientExchange
 from paceline.training.group import WorkerGroup
 from paceline.training.monitor import Monitor

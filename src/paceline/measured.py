@@ -19,7 +19,11 @@ class Calibration(BaseModel):
 
 
 class Link(BaseModel):
-    """The way from one node to another, as a small burst measured it. ends: their ids, sorted: both ways count alike."""
+    """The way from one node to another, as a small burst measured it. ends: their ids, sorted: both ways count alike.
+
+    latency_s: one way. bytes_per_s: of one connection, in the slower direction; 0 where the nodes can't reach each
+    other, and `failure` says why.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,6 +31,7 @@ class Link(BaseModel):
     latency_s: float
     bytes_per_s: float
     at: float
+    failure: str | None = None
 
 
 class CellTime(BaseModel):
@@ -45,7 +50,8 @@ class Profile(BaseModel):
     state_bytes: parameters, gradients, optimizer state and buffers. activation_bytes: the most that a microbatch of
     `cell_samples` adds for its forward and backward. worker_bytes: growth over a bare worker, data included.
     exchange_bytes: gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
-    it since the probe; 0 for a probe alone.
+    it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries
+    the times over to slower and faster nodes; None where it is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +67,7 @@ class Profile(BaseModel):
     exchange_bytes: int
     build_s: float
     steps: int = 0
+    flop_per_s: float | None = None
     at: float
 
 

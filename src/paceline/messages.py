@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter
 
+from paceline.measured import Calibration
 from paceline.plan import Device
 from paceline.script import ScriptSubmission
 from paceline.spec import Submission, Versions
@@ -395,14 +396,38 @@ class ForgetJob(Message):
     job_id: str
 
 
-ToAgent = Annotated[Welcome | Refused | StartWorker | StopWorkers | ForgetJob, Field(discriminator="kind")]
+class ListenForProbe(Message):
+    """Let another agent that knows the secret measure the way to you; answer with ProbeListening or ProbeFailed."""
+
+    kind: Literal["listen_for_probe"] = "listen_for_probe"
+    probe: str
+    secret: str
+
+
+class ProbeLink(Message):
+    """Measure the way to the agent that listens there; answer with LinkProbed or ProbeFailed."""
+
+    kind: Literal["probe_link"] = "probe_link"
+    probe: str
+    host: str
+    port: int
+    secret: str
+
+
+ToAgent = Annotated[
+    Welcome | Refused | StartWorker | StopWorkers | ListenForProbe | ProbeLink | ForgetJob, Field(discriminator="kind")
+]
 
 
 # ---- agent to master ----
 
 
 class AgentHello(Message):
-    """First message of an agent. identity: one that comes again has it again, and no other; "" for one without."""
+    """First message of an agent. identity: one that comes again has it again, and no other; "" for one without.
+
+    machine_cores: of which it offers `cores`; 0 where it does not tell. price: of the node's hour. speed: as far as it
+    is measured.
+    """
 
     kind: Literal["agent_hello"] = "agent_hello"
     name: str
@@ -411,17 +436,60 @@ class AgentHello(Message):
     address: str
     hardware_class: str
     cores: int
+    machine_cores: int = 0
     memory: int
     devices: tuple[Device, ...] = ()
+    price: NonNegativeFloat = 0.0
+    speed: tuple[Calibration, ...] = ()
     versions: Versions
+
+    @property
+    def machine(self) -> str:
+        """The same for all agents of one machine, with or without containers; "" where it is not known."""
+        return self.identity.partition("/")[0]
 
 
 class Load(Message):
-    """Sent every two seconds. available_memory: bytes that new processes could use."""
+    """Sent every two seconds. available_memory: bytes that new processes could use.
+
+    Cores' worth of processor time, lately: busy_cores: of the whole machine; worker_cores: of this node's workers.
+    """
 
     kind: Literal["load"] = "load"
     available_memory: int
-    load: float
+    busy_cores: float
+    worker_cores: float
+
+
+class Calibrated(Message):
+    """The node's speed is known now, or that of one more device: all that is known of it."""
+
+    kind: Literal["calibrated"] = "calibrated"
+    speed: tuple[Calibration, ...]
+
+
+class ProbeListening(Message):
+    kind: Literal["probe_listening"] = "probe_listening"
+    probe: str
+    port: int
+
+
+class LinkProbed(Message):
+    """latency_s: one way. bytes_per_s: of the slower direction."""
+
+    kind: Literal["link_probed"] = "link_probed"
+    probe: str
+    latency_s: float
+    bytes_per_s: float
+
+
+class ProbeFailed(Message):
+    kind: Literal["probe_failed"] = "probe_failed"
+    probe: str
+    reason: str
+
+
+ProbeAnswer = ProbeListening | LinkProbed | ProbeFailed
 
 
 class WorkerStarted(Message):
@@ -451,7 +519,18 @@ class LogLines(Message):
     text: str
 
 
-FromAgent = Annotated[AgentHello | Load | WorkerStarted | WorkerExited | LogLines, Field(discriminator="kind")]
+FromAgent = Annotated[
+    AgentHello
+    | Load
+    | WorkerStarted
+    | WorkerExited
+    | LogLines
+    | Calibrated
+    | ProbeListening
+    | LinkProbed
+    | ProbeFailed,
+    Field(discriminator="kind"),
+]
 
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from paceline.explain import document, explained
 from paceline.measured import Calibration
 
 
@@ -23,7 +24,9 @@ class Device(BaseModel):
 class Node(BaseModel):
     """One machine as its agent describes it. free_* is what no job of this master holds.
 
-    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of each device.
+    load: of the cores, so many cores' worth of time goes to others than this master's workers, lately.
+    quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of one core
+    ("cpu") and of each device ("cuda:0", "mps").
     price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing.
     """
 
@@ -59,18 +62,112 @@ class Placement(BaseModel):
     share: tuple[int, int]
 
 
-class NodeReason(BaseModel):
-    """Why a node was taken or not, in numbers."""
+class Prediction(BaseModel):
+    """What given workers with given shares would take, as far as it can be told beforehand.
+
+    step_s: compute_s (forward and backward, of the slowest worker) + exchange_s - hidden_s (what of the exchange goes
+    on under the last microbatch's backward) + update_s. memory_bytes: of one worker, with the process itself.
+    traffic_bytes_per_step: sent by all workers to each other, those on one node too. start_s: until the first step.
+    epoch_s, finish_s: with evaluations; finish_s from the start to the stop condition's bound, where a metric counts as
+    never reached; None where the number of samples is not known. by_time: wall time is what ends it. cost: of that time
+    on all the nodes, None like finish_s. uncertainty: of step_s, relative: 0.1 is "10% more or less". extrapolated:
+    outside of what was measured, or nothing was; doubts: why.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    node: str
+    step_s: float
+    compute_s: float
+    exchange_s: float
+    hidden_s: float
+    update_s: float
+    memory_bytes: int
+    traffic_bytes_per_step: int
+    start_s: float
+    epoch_s: float | None
+    finish_s: float | None
+    by_time: bool
+    cost: float | None
+    uncertainty: float
+    extrapolated: bool
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def time_s(self) -> float:
+        """What choices are compared by, before step_s: the time to the bound; the same for all that wall time ends."""
+        if self.finish_s is None:
+            return 0.0
+        return round(self.finish_s - self.start_s, 9) if self.by_time else self.finish_s
+
+
+class NodeReason(BaseModel):
+    """Why these nodes, by name, were taken or not, in numbers; they are alike for the job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nodes: tuple[str, ...]
     taken: bool
     reason: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_node(cls, value: Any) -> Any:
+        """As earlier versions stored it."""
+        if isinstance(value, dict) and "node" in value:
+            return {**value, "nodes": (value["node"],)}
+        return value
+
+
+class NodePart(BaseModel):
+    """What a chosen node has to do. step_s: of its own microbatches. traffic_bytes_per_step: that its workers send."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step_s: float
+    finish_s: float | None
+    memory_bytes: int
+    traffic_bytes_per_step: int
+
+
+class ChosenNode(BaseModel):
+    """A node of the plan. share: its workers' cells [first, end). cores, memory: free there, for its workers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    workers: int
+    share: tuple[int, int]
+    cores: int
+    memory: int
+    price: float
+    predicted: NodePart
+
+
+class Alternative(BaseModel):
+    """What else was compared. workers_on: how many on each node, in rank order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: str
+    workers_on: dict[str, int]
+    predicted: Prediction
+    reason: str
+
+
+class Waiting(BaseModel):
+    """The plan is for later: a place in the queue. expected_start_s: from now; None where it can't be told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: int
+    expected_start_s: float | None = None
+
 
 class Plan(BaseModel):
-    """The master's decision for a job. most_workers: as many as it would use, if more places were free."""
+    """The master's decision for a job. most_workers: as many as it would use, if more places were free.
+
+    waiting: None where it can start now. faster: what would make it faster, in numbers.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,20 +180,16 @@ class Plan(BaseModel):
     most_workers: int
     summary: str
     reasons: tuple[NodeReason, ...]
+    predicted: Prediction | None = None
+    nodes: tuple[ChosenNode, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    faster: tuple[str, ...] = ()
+    waiting: Waiting | None = None
 
     def explain(self) -> str:
-        """The decision as text: the workers with their shares, then one line for every node."""
-        lines = [f"{self.mode}: {self.summary}", ""]
-        lines += [f"  {'rank':<6}{'node':<20}{'device':<10}" + self._share_column()]
-        for worker in self.workers:
-            lines.append(f"  {worker.rank:<6}{worker.node_name:<20}{worker.device:<10}{self._share(worker)}")
-        lines += ["", "nodes"]
-        lines += [f"  {'+' if r.taken else '-'} {r.node:<20}{r.reason}" for r in self.reasons]
-        return "\n".join(lines)
+        """The decision as text: what is predicted, the chosen nodes, what else was compared, a line for each node."""
+        return explained(self)
 
-    def _share_column(self) -> str:
-        return "" if self.mode == "script" else f"microbatches of {self.microbatches}"
-
-    def _share(self, worker: Placement) -> str:
-        first, end = worker.share
-        return "" if self.mode == "script" else f"{first}..{end - 1}"
+    def document(self) -> dict[str, Any]:
+        """The decision as `paceline plan --json` prints it: decision, chosen, alternatives, rejected."""
+        return document(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
 DEFAULT_PORT = 8470
 LogLevel = Literal["info", "warning"]
@@ -14,8 +14,9 @@ LogLevel = Literal["info", "warning"]
 class MasterSettings(BaseModel):
     """folder: all durable state. port: 0 lets the system choose. advertise: the host name that others reach us by.
 
-    agents, cores: nodes that the local engine emulates, and the cores of each. ray_address: of a running Ray cluster,
-    None to start one here. tls_ca: what clients verify the certificate with. parent_pipe: end when stdin does.
+    agents, cores: nodes that the local engine emulates, and the cores of each. price: of an hour of each node that the
+    engine reaches. ray_address: of a running Ray cluster, None to start one here. tls_ca: what clients verify the
+    certificate with. parent_pipe: end when stdin does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class MasterSettings(BaseModel):
     engine: Literal["local", "ray"] = "local"
     agents: PositiveInt = 1
     cores: PositiveInt | None = None
+    price: NonNegativeFloat = 0.0
     ray_address: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

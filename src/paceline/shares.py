@@ -7,7 +7,8 @@ an exchange moves (nodes / workers + 1) / 2 times the bytes of a ring all-reduce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import nlargest
+from functools import lru_cache
+from heapq import heapify, heapreplace, nlargest
 from itertools import accumulate, pairwise
 
 from paceline.tree import blocks
@@ -25,13 +26,17 @@ def split_by_speed(num_cells: int, cell_s: Sequence[float | None]) -> list[Share
     `SLOWER_FOR_FEWER_NODES` longer than in the best split. Ties: the faster, then the earlier boundaries. Who would
     finish its first cell no earlier than the best split finishes may get none; all others get one at least.
     """
-    seconds = _known(cell_s)
-    quickest = _quickest(num_cells, seconds)
-    best = max(count * s for count, s in zip(quickest, seconds, strict=True))
+    return list(_split(num_cells, _known(cell_s)))
+
+
+@lru_cache(maxsize=1024)  # a plan asks for the same split of like workers again and again
+def _split(num_cells: int, seconds: tuple[float, ...]) -> tuple[Share, ...]:
+    counts = quickest(num_cells, seconds)
+    best = max(count * s for count, s in zip(counts, seconds, strict=True))
     least = [int(s < best) for s in seconds]
     most = [int(best * (1 + SLOWER_FOR_FEWER_NODES) / s * (1 + ROUNDING)) for s in seconds]
     reached: dict[int, tuple[int, float, tuple[int, ...]]] = {0: (0, 0.0, (0,))}  # by end: nodes, slowest, boundaries
-    for at, (s, usual_end) in enumerate(zip(seconds, accumulate(quickest), strict=True)):
+    for at, (s, usual_end) in enumerate(zip(seconds, accumulate(counts), strict=True)):
         ends = range(max(0, num_cells - sum(most[at + 1 :])), num_cells - sum(least[at + 1 :]) + 1)
         following = {}
         for end in _worth_trying(ends, usual_end, num_cells):
@@ -43,7 +48,7 @@ def split_by_speed(num_cells: int, cell_s: Sequence[float | None]) -> list[Share
             if ways:
                 following[end] = min(ways)
         reached = following
-    return list(pairwise(reached[num_cells][2]))
+    return tuple(pairwise(reached[num_cells][2]))
 
 
 def split_evenly(num_cells: int, workers: int) -> list[Share]:
@@ -56,6 +61,7 @@ def slowest(shares: Sequence[Share], cell_s: Sequence[float]) -> float:
     return max((end - first) * seconds for (first, end), seconds in zip(shares, cell_s, strict=True))
 
 
+@lru_cache(maxsize=16384)
 def num_nodes(share: Share, num_cells: int) -> int:
     """Partial sums that the worker with this share sends."""
     return sum(1 for _ in blocks(*share, num_cells))
@@ -66,16 +72,20 @@ def _worth_trying(ends: Sequence[int], usual: int, num_cells: int) -> set[int]:
     return {usual, *nlargest(BOUNDARIES, ends, key=lambda end: end & -end if 0 < end < num_cells else num_cells)}
 
 
-def _known(cell_s: Sequence[float | None]) -> list[float]:
+def _known(cell_s: Sequence[float | None]) -> tuple[float, ...]:
     known = [seconds for seconds in cell_s if seconds]
     typical = sum(known) / len(known) if known else 1.0
-    return [seconds or typical for seconds in cell_s]
+    return tuple(seconds or typical for seconds in cell_s)
 
 
-def _quickest(num_cells: int, seconds: Sequence[float]) -> list[int]:
+def quickest(num_cells: int, cell_s: Sequence[float]) -> list[int]:
     """Cells of each worker in a split of the best time: each cell in turn goes to who would finish it first."""
-    counts = [0] * len(seconds)
-    for _ in range(num_cells):
-        earliest = min(range(len(seconds)), key=lambda at: ((counts[at] + 1) * seconds[at], at))
-        counts[earliest] += 1
+    even = num_cells / sum(1 / seconds for seconds in cell_s) * (1 - ROUNDING)  # whoever ends earlier has his cells
+    counts = [int(even / seconds) for seconds in cell_s]
+    ends = [((count + 1) * seconds, at) for at, (count, seconds) in enumerate(zip(counts, cell_s, strict=True))]
+    heapify(ends)
+    for _ in range(num_cells - sum(counts)):
+        at = ends[0][1]
+        counts[at] += 1
+        heapreplace(ends, ((counts[at] + 1) * cell_s[at], at))
     return counts

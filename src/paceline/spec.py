@@ -22,7 +22,18 @@ from pydantic import (
 
 from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
 from paceline.grid import DEFAULT_MICROBATCHES
-from paceline.stop import Count, Metric, Patience, StopCondition, better, for_callers, leaves, must_end, step_bound
+from paceline.stop import (
+    Count,
+    Metric,
+    Patience,
+    StopCondition,
+    better,
+    for_callers,
+    leaves,
+    must_end,
+    parse_duration,
+    step_bound,
+)
 
 BUILT_IN_VALUES = ("loss",)
 Amount = Annotated[int, Field(ge=0, lt=2**53)]
@@ -43,7 +54,8 @@ class Resources(BaseModel):
     """What the job may or must use; anything left out is the master's choice.
 
     workers: exactly this many training processes. device: "cpu", "cuda" or "mps". memory: bytes that each worker
-    needs, e.g. "4GiB". nodes: names of the only nodes that may be used.
+    needs, e.g. "4GiB". nodes: names of the only nodes that may be used. max_cost: of all nodes to the stop condition's
+    bound, at their prices an hour.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +64,7 @@ class Resources(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     memory: Count | None = None
     nodes: tuple[str, ...] | None = None
+    max_cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @for_callers
     def __init__(self, /, **fields: Any) -> None:
@@ -107,7 +120,7 @@ class PlainFields(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     precision: Literal["fp32", "bf16-mixed"] = "fp32"
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
-    deadline: str | float | None = None
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     name: str | None = Field(default=None, max_length=200)
 
     @field_validator("resources", mode="before")
@@ -121,12 +134,15 @@ class PlainFields(BaseModel):
         Keep.parse(value)
         return value
 
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _deadline_in_seconds(cls, value: Any) -> Any:
+        return parse_duration(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _parts_that_exist(self) -> Self:
         if self.sync in ("sharded", "local"):
             raise NotYetSupported(f"sync={self.sync!r} is not built yet.", "Use sync='exact' or leave it out.")
-        if self.deadline is not None:
-            raise NotYetSupported("deadline= is not built yet.", "Use stop=... | pl.MaxTime('10m') meanwhile.")
         if not must_end(self.stop):
             raise InvalidSpec(
                 f"stop={self.stop} may never be met.", "Add a bound: `| pl.MaxEpochs(100)` or `| pl.MaxTime('1h')`."
@@ -161,6 +177,7 @@ class TrainSpec(PlainFields):
     batch_size: samples of one optimizer step, over all workers. microbatches: the fixed slices that it is cut into;
         left out, 1 to 8 of them by the model's operations, so that cutting costs little.
     threads: torch threads of a worker. eval_every, checkpoint_every: in steps; by default an epoch, and by time.
+    deadline: seconds, or e.g. "10m", from the submission; a job that is predicted to miss it is refused.
 
     Raises InvalidSpec or NotYetSupported, with what to change.
     """

@@ -43,6 +43,14 @@ def for_callers(init: Init) -> Init:
     return init
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of `"90s"`, `"10m"`, `"1.5h"`, `"2d"`, `"90"`. Raises ValueError on anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write seconds, or e.g. '90s', '10m', '1.5h'")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
 class _Condition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,12 +112,7 @@ class MaxTime(_Condition):
     @field_validator("seconds", mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
-        if match is None:
-            raise ValueError(f"{value!r} is not a duration; write seconds, or e.g. '90s', '10m', '1.5h'")
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return parse_duration(value) if isinstance(value, str) else value
 
     def __str__(self) -> str:
         return f"MaxTime({self.seconds:g}s)"

@@ -200,10 +200,15 @@ def test_nodes_shows_the_masters_own_node_with_its_cores(shell: Shell, up: dict[
 def test_plan_tells_the_nodes_and_the_reasons_and_trains_nothing(shell: Shell, up: dict[str, Any]) -> None:
     before = shell.json("jobs")
     plan = shell.json("plan", "job.py", "--workers", "3")
-    assert [worker["share"] for worker in plan["workers"]] == [[0, 2], [2, 5], [5, 8]]
-    assert plan["reasons"][0]["taken"]
+    (node,) = plan["chosen"]["nodes"]
+    assert (plan["decision"]["answer"], plan["chosen"]["mode"], node["share"]) == ("granted", "exact", [0, 8])
+    for predicted in (plan["chosen"]["predicted"], node["predicted"]):
+        assert all(predicted[name] > 0 for name in ("step_s", "finish_s", "memory_bytes", "traffic_bytes_per_step"))
+    assert plan["rejected"] == []
     code, error = shell.error("plan", "job.py", "--workers", "5")
-    assert (code, error["code"]) == (6, "unplaceable")
+    assert (code, error["code"], error["details"]["counter"]) == (6, "unplaceable", {"resources": {"workers": 3}})
+    code, error = shell.error("plan", "job.py", "--deadline", "0.01")
+    assert (code, error["details"]["counter"]["deadline"] > 0.01) == (6, True)
     assert shell.json("jobs") == before
 
 
@@ -351,10 +356,14 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(shell: Shell, up: dict[str, An
 def test_join_adds_a_node_that_trains_the_same_model_and_leaves_with_ctrl_c(
     shell: Shell, up: dict[str, Any], trained: dict[str, Any]
 ) -> None:
-    join = [*shlex.split(up["join"])[1:], "--name", "second", "--cores", "4"]
+    join = [*shlex.split(up["join"])[1:], "--name", "second", "--cores", "4", "--price", "0.35"]
     with started(shell, *join) as (process, told):
         assert (told["name"], told["cores"]) == ("second", 4)
         wait_until(lambda: "second" in {node["id"] for node in shell.json("nodes")})
+        (first, second) = sorted(shell.json("nodes", "--measure"), key=lambda node: node["id"] == "second")
+        assert (first["price"], second["price"]) == (0.0, 0.35)
+        assert [link["to"] for link in second["links"]] == [first["id"]]
+        assert f"{first['id']} - second" in shell.run("nodes").out
         result = shell.json("train", "job.py", "--workers", "6", "-o", "x.safetensors")
         assert len({worker["node_id"] for worker in result["plan"]["workers"]}) == 2
         assert result["digest"] == trained["digest"]

@@ -74,3 +74,18 @@ def test_a_cancelled_job_leaves_no_worker(cluster: pl.Client) -> None:
         job.result(timeout=60)
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
     assert job.workers() == []
+
+
+def test_nodes_tell_their_speed(cluster: pl.Client) -> None:
+    wait_until(lambda: all(node.speed for node in cluster.nodes()))
+    for node in cluster.nodes():
+        assert [known.device for known in node.speed] == ["cpu", *(f"{d.kind}:{d.index}" for d in node.devices)]
+        assert all(1e8 < known.flop_per_s < 1e15 for known in node.speed)
+
+
+def test_links_between_nodes_are_measured_on_demand(cluster: pl.Client) -> None:
+    [link] = cluster.links(measure=True)
+    assert link.ends == tuple(sorted(node.id for node in cluster.nodes()))
+    assert link.failure is None
+    assert link.bytes_per_s > 1e7
+    assert cluster.links() == [link]

@@ -34,8 +34,8 @@ def test_a_former_link_ends_without_taking_the_node_that_has_come_back_with_it(t
             with http.websocket_connect(URL, headers=HEADERS) as old:
                 assert greet(old, "boot/1") == "n0"
                 assert greet(new, "boot/1") == "n0"
-                old.send_text(Load(available_memory=1, load=0.0).model_dump_json())
-            new.send_text(Load(available_memory=GIB, load=0.0).model_dump_json())
+                old.send_text(Load(available_memory=1, busy_cores=0.0, worker_cores=0.0).model_dump_json())
+            new.send_text(Load(available_memory=GIB, busy_cores=0.0, worker_cores=0.0).model_dump_json())
             with http.websocket_connect(URL, headers=HEADERS) as other:
                 assert greet(other, "boot/2") == "n0~2"
                 assert [node.id for node in master.cluster.nodes()] == ["n0", "n0~2"]

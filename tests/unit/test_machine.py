@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +62,7 @@ from paceline.messages import (
     EvaluateRound,
     Evidence,
     FromWorker,
+    Group,
     PeerLost,
     Ready,
     Saved,
@@ -556,19 +557,29 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
 def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
     cell_s: tuple[float, float], shares: tuple[tuple[int, int], ...]
 ) -> None:
+    groups = groups_of_rounds([cell_s] * 8)
+    assert groups[-1].shares == shares
+    assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
+
+
+def test_a_workers_cold_first_round_moves_no_shares() -> None:
+    assert len({group.key for group in groups_of_rounds([(0.1, 3.0), *[(0.1, 0.1)] * 7])}) == 1
+
+
+def groups_of_rounds(cell_s: Sequence[tuple[float, float]]) -> list[Group]:
+    """The group of each round of a job on two workers, which take so many seconds for a cell in that round."""
     job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
     for rank in (0, 1):
         job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
         job, commands = step(job, Answer(1, rank, ready(samples=8000)), 0.0)
     groups = []
-    for turn in range(8):
+    for turn, seconds in enumerate(cell_s):
         given = orders(commands)
         groups.append(given[0].group)
         for rank, order in given.items():
-            speed = {"busy_s": cell_s[rank], "cells": 1, "seconds": 0.4 * (order.to_step - order.from_step)}
+            speed = {"busy_s": seconds[rank], "cells": 1, "seconds": 0.4 * (order.to_step - order.from_step)}
             job, commands = step(job, Answer(1, rank, trained(order, **speed)), turn + 1.0)
-    assert groups[-1].shares == shares
-    assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
+    return groups
 
 
 def test_a_new_group_begins_with_a_round_of_one_step_and_then_lengthens_it() -> None:
@@ -891,6 +902,17 @@ def test_an_error_of_one_that_joins_costs_the_join_and_not_the_job_and_is_on_rec
     assert lost["reason"] == "rank 2 on x is lost before it joined: the disk of this node is full."
     assert (job.wanted, Enqueue() in commands) == (1, True)
     assert step(job, Lost(1, rank, "signal 9"), 4.0) == (job, [])
+
+
+def test_one_that_joins_with_other_data_costs_the_join_and_is_named_with_both_prints() -> None:
+    job, rank = recruited(wanting(3))
+    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, commands = step(job, Answer(1, rank, ready("18:bb")), 3.0)
+    assert isinstance(job.state, Running)
+    assert stopped(commands) == {rank}
+    (lost,) = [c.data for c in commands if isinstance(c, Record)]
+    assert lost["error"]["code"] == "data_mismatch"
+    assert lost["error"]["details"]["fingerprints"][f"rank {rank} on x"] == "18:bb"
 
 
 @pytest.mark.parametrize("how", ["late", "dead", "failed"])

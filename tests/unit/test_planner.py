@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.plan import Device, Node, Plan
-from paceline.planner.planner import MASTER_BYTES, one_more, plan_workers, worker_memory
+from paceline.planner.growth import one_more
+from paceline.planner.planner import plan_workers
+from paceline.planner.predict import WORKER_BASE_BYTES
+from paceline.planner.rooms import MASTER_BYTES, when_idle
 from paceline.spec import Facts, TrainOptions
 
 from builders import GIB, node, options
 
-LARGE = Facts(parameters=10_000_000, parameter_bytes=40_000_000)  # worth many workers
+LARGE = Facts(parameters=1_000_000, parameter_bytes=4_000_000, flop_per_sample=2e9)  # worth many workers
 SMALL = Facts(parameters=1000, parameter_bytes=4000)
 
 
@@ -31,6 +34,15 @@ def refused(nodes: list[Node], facts: Facts = LARGE, **changes: Any) -> pl.Unpla
     assert caught.value.remedy
     assert re.search(r"\d", caught.value.fact)
     return caught.value
+
+
+def reasons(plan: Plan) -> dict[str, str]:
+    """By node."""
+    return {name: reason.reason for reason in plan.reasons for name in reason.nodes}
+
+
+def taken(plan: Plan) -> set[str]:
+    return {name for reason in plan.reasons if reason.taken for name in reason.nodes}
 
 
 def decided(nodes: list[Node], wish: TrainOptions, facts: Facts = LARGE) -> Plan | pl.Unplaceable:
@@ -112,27 +124,18 @@ def test_a_plan_fits_its_nodes_and_a_refusal_says_what_to_change(
     assert wish.resources.workers in (None, len(plan.workers))
     assert [cell for w in plan.workers for cell in range(*w.share)] == list(range(wish.microbatches))
     assert all(first < end for first, end in (worker.share for worker in plan.workers)), "a worker without work"
-    assert {reason.node: reason.taken for reason in plan.reasons} == {n.name: n.id in used for n in nodes}
-    assert all(reason.reason for reason in plan.reasons)
+    assert reasons(plan).keys() == {n.name for n in nodes}
+    assert taken(plan) == {n.name for n in nodes if n.id in used}
+    assert all(reasons(plan).values())
     if wish.reproducible:
         assert {by_id[node_id].hardware_class for node_id in used} == {plan.hardware_class}
-
-
-def idle(nodes: list[Node]) -> list[Node]:
-    """The same cluster when no job runs."""
-    return [
-        n.model_copy(
-            update={"free_cores": n.cores, "free_memory": n.memory, "free_devices": tuple(d.index for d in n.devices)}
-        )
-        for n in nodes
-    ]
 
 
 @given(clusters(), wishes)
 def test_a_refusal_is_called_busy_exactly_where_the_idle_cluster_would_take_the_job(
     nodes: list[Node], wish: TrainOptions
 ) -> None:
-    now, later = decided(nodes, wish), decided(idle(nodes), wish)
+    now, later = decided(nodes, wish), decided(when_idle(nodes), wish)
     if isinstance(now, pl.Unplaceable):
         assert now.details["busy"] is isinstance(later, Plan)
     if isinstance(later, pl.Unplaceable):
@@ -164,10 +167,10 @@ def test_what_no_node_ever_has_is_refused_with_what_the_best_one_has_and_a_remed
     assert error.details["busy"] is False
     assert "9.0 GiB each" in error.fact
     assert "big, has 6 of 6 cores free, 8.0 GiB of 8.0 GiB memory free" in error.fact
-    assert "a smaller memory=" in error.remedy
+    assert error.details["counter"] == {"resources": {"memory": 8 * GIB}}
     fewer = refused([node("a", cores=3)], resources=pl.Resources(workers=5))
     assert "pl.Resources(workers=3)" in fewer.remedy
-    assert "threads=1" in refused([node("a")], threads=5).remedy
+    assert "threads=4" in refused([node("a")], threads=5).remedy
     assert "device='cpu'" in refused([node("a")], resources=pl.Resources(device="cuda")).remedy
 
 
@@ -186,13 +189,14 @@ def test_an_empty_cluster_is_told_as_such() -> None:
 def test_names_of_nodes_that_are_not_here_are_answered_with_those_that_are() -> None:
     error = refused([node("a"), node("b")], resources=pl.Resources(nodes=("c",)))
     assert "no node may take it: a: not among the nodes asked for (c); b: not among" in error.fact
-    assert "nodes that are here" in error.remedy
+    assert error.details["counter"] == {"resources": {"nodes": None}}
 
 
 def test_a_node_that_is_being_given_back_takes_no_worker_and_is_not_waited_for() -> None:
     leaving = node("leaving", cores=16, free_cores=0, draining=True)
     plan = placed([leaving, node("a")], resources=pl.Resources(workers=2))
-    assert {r.node: (r.taken, r.reason) for r in plan.reasons}["leaving"] == (False, "is being given back")
+    assert taken(plan) == {"a"}
+    assert reasons(plan)["leaving"] == "is being given back"
     assert refused([leaving, node("a")], resources=pl.Resources(workers=8)).details["busy"] is False
     assert refused([leaving]).details["busy"] is False
 
@@ -215,7 +219,7 @@ def test_nodes_that_were_not_asked_for_stay_out_and_their_devices_do_not_count()
     gpu = node("gpu", devices=(Device(kind="cuda"),), free_devices=(0,))
     plan = placed([node("a"), gpu], resources=pl.Resources(nodes=("a",), workers=1))
     assert [(w.node_name, w.device) for w in plan.workers] == [("a", "cpu")]
-    assert {r.node: r.reason for r in plan.reasons}["gpu"] == "not among the nodes asked for (a)"
+    assert reasons(plan)["gpu"] == "not among the nodes asked for (a)"
 
 
 def test_accelerators_are_taken_where_there_are_some() -> None:
@@ -228,7 +232,7 @@ def test_one_hardware_class_trains_unless_the_user_allows_others() -> None:
     nodes = [node("a", cores=3), node("b", hardware_class="cpu:OLD", cores=2)]
     plan = placed(nodes)
     assert {w.node_name for w in plan.workers} == {"a"}
-    assert {r.node: r.reason for r in plan.reasons}["b"] == "hardware class cpu:OLD computes other bits than cpu:AVX2"
+    assert reasons(plan)["b"].startswith("hardware class cpu:OLD computes other bits than cpu:AVX2; on its nodes alone")
     assert {w.node_name for w in placed(nodes, reproducible=False).workers} == {"a", "b"}
 
 
@@ -246,9 +250,11 @@ def test_a_small_model_takes_one_worker_and_the_plan_says_why() -> None:
     plan = placed([node("a"), node("b")], SMALL)
     assert len(plan.workers) == 1
     assert "1.9e+05 FLOP" in plan.summary
-    assert {r.node: r.taken for r in plan.reasons} == {"a": True, "b": False}
-    assert "not needed" in plan.reasons[1].reason
-    assert "not known before it is built" in placed([node("a")], Facts()).summary
+    assert taken(plan) == {"a"}
+    assert re.search(r"not needed: with it the job would take [\d.]+ m?s", reasons(plan)["b"])
+    unknown = placed([node("a")], Facts())
+    assert unknown.predicted is not None
+    assert "the model's size is not known before it is built, and no probe has run" in unknown.predicted.doubts
 
 
 def test_the_plan_says_how_many_microbatches_there_are_and_why() -> None:
@@ -266,12 +272,13 @@ def test_the_plan_says_how_many_microbatches_there_are_and_why() -> None:
 def test_counted_operations_go_before_the_bound_from_the_parameters() -> None:
     convolutions = Facts(parameters=1000, parameter_bytes=4000, flop_per_sample=10e6)
     embeddings = Facts(parameters=10_000_000, parameter_bytes=40_000_000, flop_per_sample=1e4)
-    assert len(placed([node("a")], convolutions, batch_size=64).workers) == 4
-    assert len(placed([node("a")], embeddings, batch_size=64).workers) == 1
+    sizes: dict[str, Any] = {"batch_size": 64, "microbatches": 2, "stop": pl.MaxSteps(1000)}
+    assert len(placed([node("a")], convolutions, **sizes).workers) == 2
+    assert len(placed([node("a")], embeddings, **sizes).workers) == 1
 
 
 def test_a_large_model_takes_every_free_place_up_to_its_microbatches() -> None:
-    assert len(placed([node("a"), node("b", free_cores=1)]).workers) == 5
+    assert len(placed([node("a"), node("b", free_cores=1)], microbatches=5, batch_size=30).workers) == 5
     assert len(placed([node("a", cores=64, memory=64 * GIB)]).workers) == 8
 
 
@@ -295,19 +302,20 @@ def test_a_job_that_was_scaled_waits_only_where_not_even_one_worker_fits() -> No
 def test_few_nodes_are_filled_rather_than_many_touched() -> None:
     nodes = [node("a", cores=2), node("b", cores=4), node("c", cores=3)]
     plan = placed(nodes, resources=pl.Resources(workers=5))
-    assert [w.node_name for w in plan.workers] == ["b"] * 4 + ["c"]
+    assert {w.node_name for w in plan.workers} == {"b", "c"}
 
 
 def test_the_masters_node_keeps_a_core_and_memory_for_the_master() -> None:
     assert len(placed([node("m", is_master=True)]).workers) == 3
     assert len(placed([node("m", is_master=True, cores=2)]).workers) == 2  # too small to keep one back
-    tight = node("m", is_master=True, memory=MASTER_BYTES + worker_memory(LARGE))
+    tight = node("m", is_master=True, memory=MASTER_BYTES + placed([node("m")]).memory_per_worker)
     assert len(placed([tight]).workers) == 1
 
 
 def test_memory_is_counted_from_the_models_parameters() -> None:
-    assert worker_memory(LARGE) - worker_memory(Facts()) == 6 * 40_000_000
-    assert placed([node("a")]).memory_per_worker == worker_memory(LARGE)
+    assert placed([node("a")], Facts()).memory_per_worker == WORKER_BASE_BYTES
+    assert placed([node("a")]).memory_per_worker == WORKER_BASE_BYTES + 8 * 4_000_000
+    assert placed([node("a")], microbatches=1).memory_per_worker == WORKER_BASE_BYTES + 5 * 4_000_000
     assert placed([node("a")], resources=pl.Resources(memory="1GiB")).memory_per_worker == GIB
 
 
@@ -323,12 +331,13 @@ def test_one_more_worker_is_placed_on_the_class_and_device_of_the_running_ones()
 def test_the_explanation_shows_every_worker_and_every_node() -> None:
     text = placed([node("a", cores=2), node("b", hardware_class="cpu:OLD", cores=1)], batch_size=64).explain()
     lines = text.splitlines()
-    assert lines[0].startswith("exact: 2 of 2 free places")
-    assert [line.split() for line in lines if line.startswith("  0") or line.startswith("  1")] == [
-        ["0", "a", "cpu", "0..3"],
-        ["1", "a", "cpu", "4..7"],
-    ]
+    assert lines[0].startswith("exact: 2 of 3 free places: a step takes")
+    row = next(line for line in lines if line.startswith("  a  "))
+    assert row.split()[:5] == ["a", "2", "on", "cpu", "0..7"]
+    assert "2 of 2" in row
+    assert "of 8.0 GiB" in row
     assert [line.split()[:2] for line in lines[-2:]] == [["+", "a"], ["-", "b"]]
+    assert any("reproducible=False, on cpu:AVX2, cpu:OLD together" in line for line in lines)
 
 
 # ---- jobs that have begun ----

@@ -90,7 +90,9 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str, str, str]] = {
     "memory that is no amount": (lambda: pl.Resources(memory="lots"), "invalid_spec", "'lots'", ""),
     "sharded training": (lambda: spec(sync="sharded"), "not_yet_supported", "sync='sharded'", "sync='exact'"),
     "local training": (lambda: spec(sync="local"), "not_yet_supported", "sync='local'", "sync='exact'"),
-    "a deadline": (lambda: spec(deadline="10m"), "not_yet_supported", "deadline=", "MaxTime"),
+    "a deadline that is no duration": (lambda: spec(deadline="soon"), "invalid_spec", "'soon' is not a duration", ""),
+    "a deadline that is over": (lambda: spec(deadline=0), "invalid_spec", "deadline", "named fields"),
+    "a cost below nothing": (lambda: pl.Resources(max_cost=-1), "invalid_spec", "max_cost", "named fields"),
 }  # fmt: skip
 
 

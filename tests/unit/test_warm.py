@@ -91,3 +91,35 @@ def test_workers_end_with_their_server_and_one_asked_for_meanwhile_starts_in_the
         assert "two" not in scene.statuses
 
     scene.play(act)
+
+
+def test_a_calibration_tells_a_speed_and_leaves_no_process(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        speed = await scene.warm.calibrate("cpu")
+        assert speed is not None
+        assert 1e8 < speed < 1e13
+        assert await scene.warm.calibrate("cuda:99") is None  # such a device is on no machine: it says so, and goes on
+        assert scene.pids == scene.statuses == {}
+        await until(lambda: descendants() == 1)  # the server alone
+
+    scene.play(act)
+
+
+def test_the_start_of_a_worker_ends_a_calibration(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        measuring = asyncio.create_task(scene.warm.calibrate("cpu"))
+        await asyncio.sleep(0)
+        scene.start("one")
+        assert await measuring is None
+        await until(lambda: "one" in scene.pids)
+        assert "one" not in scene.statuses
+
+    scene.play(act)
+
+
+def descendants() -> int:
+    return len(psutil.Process().children(recursive=True))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli.common import Cores, Folder, Json, connect, data_folder, require_node_parts, trusted
-from paceline.cli.output import console, counted, gib, rows, show
+from paceline.cli.common import Cores, Folder, Json, Price, connect, data_folder, require_node_parts, trusted
+from paceline.cli.output import console, counted, gib, rows, show, si, span
 from paceline.errors import Forbidden, InvalidSpec
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from paceline.measured import Link
     from paceline.plan import Node
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The master's address, such as https://master:8470.")]
@@ -25,6 +29,7 @@ def join(
     token: Annotated[str, typer.Option(help="The node token, as in the join line of `paceline up`.")],
     name: Annotated[str | None, typer.Option(help="The node's name.", show_default="the host's name")] = None,
     cores: Cores = None,
+    price: Price = 0.0,
     folder: Folder = None,
     ca: Ca = None,
     json: Json = False,
@@ -48,6 +53,7 @@ def join(
         folder=(folder or data_folder()).resolve(),
         name=name,
         cores=cores or facts.cores(),
+        price=price,
         ca=ca,
     )
     document = {"master": args.master_url, "name": args.name, "cores": args.cores, "folder": str(args.folder)}
@@ -102,13 +108,20 @@ def _refuse_malformed(url: str) -> None:
         )
 
 
-def nodes(json: Json = False) -> None:
-    """List the cluster's nodes and what is free on them."""
+def nodes(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First measure the links that are unknown or old; takes some seconds.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the cluster's nodes, what is free on them, how fast they are, and the links between them."""
     with connect() as client:
+        links = client.links(measure)
         found = client.nodes()
-    columns = ("node", "cores free", "memory free", "devices free", "load", "address")
-    document = [node.model_dump(mode="json") for node in found]
-    show(json, document, rows(columns, map(_line, found)), "", *_hardware_classes(found))
+    columns = ("node", "cores free", "memory free", "devices free", "load", "speed", "price", "address")
+    document = [node.model_dump(mode="json") | {"links": _links_of(node, links)} for node in found]
+    table = rows(columns, map(_line, found))
+    show(json, document, table, "", *_hardware_classes(found), *(_links(links) if links else []))
 
 
 def drain(
@@ -128,6 +141,8 @@ def _line(node: Node) -> tuple[str, ...]:
         f"{node.free_memory / 2**30:.1f} of {gib(node.memory)}",
         f"{len(node.free_devices)} of {len(node.devices)}" if node.devices else "none",
         f"{node.load:.1f}",
+        " + ".join(f"{known.device} {si(known.flop_per_s)}FLOP/s" for known in node.speed) or "not known yet",
+        f"{node.price:g}",
         node.address,
     )
 
@@ -140,3 +155,26 @@ def _hardware_classes(nodes: list[Node]) -> list[str]:
     """One line for each class: its nodes compute the same bits."""
     classes = {node.hardware_class: [n.id for n in nodes if n.hardware_class == node.hardware_class] for node in nodes}
     return [f"{name}: {', '.join(ids)}" for name, ids in classes.items()]
+
+
+def _links_of(node: Node, links: list[Link]) -> list[dict[str, Any]]:
+    """This node's links, each by its other end."""
+    return [
+        {"to": next(end for end in link.ends if end != node.id), **link.model_dump(exclude={"ends"})}
+        for link in links
+        if node.id in link.ends
+    ]
+
+
+def _links(links: list[Link]) -> list[RenderableType]:
+    lines = [
+        (
+            " - ".join(link.ends),
+            "not reached" if link.failure else f"{si(link.bytes_per_s * 8)}bit/s",
+            "" if link.failure else f"{link.latency_s * 1000:.2f} ms",
+            f"{span(time.time() - link.at)} ago",
+            link.failure or "",
+        )
+        for link in links
+    ]
+    return ["", rows(("link", "speed", "latency", "measured", ""), lines)]

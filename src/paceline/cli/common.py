@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import ssl
 from pathlib import Path
@@ -24,6 +25,17 @@ Folder = Annotated[
     typer.Option(file_okay=False, help="Where the state is kept.", show_default="~/.local/share/paceline"),
 ]
 Cores = Annotated[int | None, typer.Option(min=1, help="Offer this many cores.", show_default="all of the machine's")]
+
+
+def _finite(price: float) -> float:
+    if not math.isfinite(price):
+        raise typer.BadParameter(f"{price} is no price.")
+    return price
+
+
+Price = Annotated[
+    float, typer.Option(min=0.0, callback=_finite, help="What an hour of this machine costs, in any one currency.")
+]
 
 
 def _certificate(path: Path | None) -> Path | None:

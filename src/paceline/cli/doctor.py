@@ -74,13 +74,10 @@ def _node() -> Iterator[Finding]:
     """What this machine would offer as a node."""
     if missing_node_parts():
         return
-    import psutil
-
     from paceline.engine import facts
 
-    memory = psutil.virtual_memory()
     yield Finding("cores", "ok", str(facts.cores()))
-    yield Finding("memory", "ok", f"{gib(memory.available)} of {gib(memory.total)} available")
+    yield Finding("memory", "ok", f"{gib(facts.available_memory())} of {gib(facts.memory())} available")
     yield _accelerators()
     if sys.platform == "linux":
         yield Finding("warm workers", "ok", "yes: forked from a process that has torch imported")

@@ -90,6 +90,14 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def si(number: float) -> str:
+    """A large number with the prefix of its unit: `52.1 G`."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {prefix}"
+    return f"{number:.0f} "
+
+
 def span(seconds: float) -> str:
     """A length of time as people say it: `8 s`, `3 min`, `5 h`, `12 d`."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):

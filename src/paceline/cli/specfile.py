@@ -68,15 +68,21 @@ def _user_error(error: BaseException, path: Path) -> UserCodeError:
 
 
 def overridden(
-    spec: TrainSpec, *, workers: int | None = None, max_epochs: int | None = None, **fields: Any
+    spec: TrainSpec,
+    *,
+    workers: int | None = None,
+    max_cost: float | None = None,
+    max_epochs: int | None = None,
+    **fields: Any,
 ) -> TrainSpec:
     """The spec with the given fields changed, and checked again; None leaves a field as it is.
 
     max_epochs bounds the training further: whatever else the spec's stop condition says.
     """
     changes = {name: value for name, value in fields.items() if value is not None}
-    if workers is not None:
-        changes["resources"] = spec.resources.model_copy(update={"workers": workers})
+    limits = {name: value for name, value in (("workers", workers), ("max_cost", max_cost)) if value is not None}
+    if limits:
+        changes["resources"] = spec.resources.model_copy(update=limits)
     if max_epochs is not None:
         changes["stop"] = spec.stop | MaxEpochs(max_epochs)
     if not changes:

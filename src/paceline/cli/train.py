@@ -25,6 +25,12 @@ File = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Train on exactly this many workers.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples of one optimizer step, over all workers.")]
+Deadline = Annotated[
+    str | None, typer.Option(help="Refuse the job if it is predicted to end later: seconds, or e.g. 10m.")
+]
+MaxCost = Annotated[
+    float | None, typer.Option(min=0, help="Refuse the job if it is predicted to cost more, by the nodes' prices.")
+]
 Local = Annotated[bool, typer.Option("--local", help="Use an embedded master on this machine, for this command only.")]
 
 
@@ -36,6 +42,8 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="The job's seed.")] = None,
     name: Annotated[str | None, typer.Option(help="The job's name.")] = None,
     priority: Annotated[int | None, typer.Option(help="Jobs of higher priority start first.")] = None,
+    deadline: Deadline = None,
+    max_cost: MaxCost = None,
     output: Output = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the master has the job.")] = False,
     local: Local = False,
@@ -56,6 +64,8 @@ def train(
             seed=seed,
             name=name,
             priority=priority,
+            deadline=deadline,
+            max_cost=max_cost,
         )
         job = client.submit(spec)
         if detach:
@@ -84,11 +94,18 @@ def naming(job: Job, local: bool) -> Iterator[None]:
 
 
 def plan(
-    file: File, workers: Workers = None, batch_size: BatchSize = None, local: Local = False, json: Json = False
+    file: File,
+    workers: Workers = None,
+    batch_size: BatchSize = None,
+    deadline: Deadline = None,
+    max_cost: MaxCost = None,
+    local: Local = False,
+    json: Json = False,
 ) -> None:
-    """Show which nodes would train what FILE defines, and why. Trains nothing."""
+    """Show which nodes would train what FILE defines, what that would take, and why. Trains nothing."""
     with connect(local) as client:
         from paceline.cli.specfile import load_spec, overridden
 
-        found = client.plan(spec=overridden(load_spec(file), workers=workers, batch_size=batch_size))
-    show(json, found.model_dump(mode="json"), found.explain())
+        spec = overridden(load_spec(file), workers=workers, batch_size=batch_size, deadline=deadline, max_cost=max_cost)
+        found = client.plan(spec=spec)
+    show(json, found.document(), found.explain())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paceline.cli.common import Cores, Folder, Json, data_folder, pem, require_node_parts, trusted
+from paceline.cli.common import Cores, Folder, Json, Price, data_folder, pem, require_node_parts, trusted
 from paceline.cli.output import console, pairs, show
 from paceline.errors import PacelineError
 from paceline.settings import DEFAULT_PORT, MasterSettings
@@ -31,6 +31,7 @@ def up(
     engine: Annotated[Literal["local", "ray"], typer.Option(help="What reaches the nodes.")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default, one is started.")] = None,
     cores: Cores = None,
+    price: Price = 0.0,
     tls_cert: Annotated[Path | None, pem("The master's certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, pem("The certificate's key, PEM.")] = None,
     tls_ca: Annotated[Path | None, trusted("What clients and nodes check the certificate with.")] = None,
@@ -52,6 +53,7 @@ def up(
         engine=engine,
         ray_address=ray_address,
         cores=cores,
+        price=price,
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_ca=tls_ca,

@@ -17,6 +17,7 @@ from paceline.client.job import Job
 from paceline.client.scripts import Call, prepare_script
 from paceline.client.submission import Packed, prepare
 from paceline.errors import InvalidSpec
+from paceline.measured import Link
 from paceline.plan import Node, Plan
 from paceline.script import ScriptSpec
 from paceline.spec import TrainSpec
@@ -131,6 +132,14 @@ class Client:
     def nodes(self) -> list[Node]:
         """The cluster's nodes."""
         return [Node.model_validate(node) for node in self.get("/nodes")]
+
+    def links(self, measure: bool | Sequence[str] = False) -> list[Link]:
+        """The ways between nodes, as far as they were measured. measure: first measure, for at most half a minute,
+        those that are unknown or old: between these nodes, or all. What is left then is for the next call.
+        """
+        nodes = None if isinstance(measure, bool) else list(measure)
+        found = self.post("/links", json={"nodes": nodes}) if measure else self.get("/links")
+        return [Link.model_validate(link) for link in found]
 
     def drain(self, node: str) -> None:
         """Give a node back: its workers leave at the next round, as soon as others can go on."""

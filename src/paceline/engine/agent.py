@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from paceline.engine import facts
+from paceline.engine import facts, linkprobe
+from paceline.engine.calibrating import Calibrating
 from paceline.engine.identity import Identity
+from paceline.engine.load import LoadMeter
 from paceline.engine.protocol import AgentArgs
 from paceline.engine.warm import WarmWorkers
 from paceline.errors import PacelineError, Unauthorized, from_json
@@ -32,9 +34,13 @@ from paceline.messages import (
     MAX_MESSAGE_BYTES,
     AgentHello,
     ForgetJob,
-    Load,
+    LinkProbed,
+    ListenForProbe,
     LogLines,
     Message,
+    ProbeFailed,
+    ProbeLink,
+    ProbeListening,
     Refused,
     StartWorker,
     StopWorkers,
@@ -65,6 +71,7 @@ class RunningWorker:
         self.folder = folder
         self.log = folder / "log"
         self.sent = 0
+        self.pid: int | None = None
 
     def unsent(self, ended: bool) -> str:
         """What it has printed since, without the line that it may be printing still."""
@@ -88,12 +95,15 @@ class Agent:
         self._name = args.name or socket.gethostname()
         self._folder = args.folder / "nodes" / f"{self._name}-{uuid.uuid4().hex[:8]}"
         self._identity = ""  # it has one once it runs
-        self._cores = args.cores or facts.cores()
+        self._cores, self._price = args.cores or facts.cores(), args.price
         self._address = facts.address_towards(args.master_url)
         self._workers: dict[str, RunningWorker] = {}
         self._over: set[str] = set()  # ended jobs whose last workers here are not seen to end yet
         self._warm = WarmWorkers(self._started, self._exited)
+        self._load = LoadMeter()
+        self._calibrating = Calibrating(self._warm, lambda: bool(self._workers), self._load.is_crowded)
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self._beside: set[asyncio.Task[None]] = set()  # what serves one connection, beside its reading
 
     async def run(self) -> None:
         """Serve until cancelled. Raises the master's refusal, which dialling again would not change."""
@@ -133,13 +143,26 @@ class Agent:
             raise ConnectionError from refused
         async with channel:
             await channel.send(self._hello().model_dump_json())
-            tasks = [asyncio.create_task(work(channel)) for work in (self._send, self._report_load, self._send_logs)]
+            for work in (self._send(channel), self._report_load(channel), self._send_logs()):
+                self._do(work)
+            self._do(self._calibrating.run(facts.devices(), self._outgoing.put_nowait))
             try:
                 async for text in channel:
                     self._handle(to_agent.validate_json(text))
             finally:
-                for task in tasks:
+                for task in self._beside:
                     task.cancel()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Beside the reading, until the connection ends."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and not isinstance(task.exception(), ConnectionClosed | None):
+            log.error("agent_task_failed", exc_info=task.exception())
 
     def _hello(self) -> AgentHello:
         return AgentHello(
@@ -149,8 +172,11 @@ class Agent:
             address=self._address,
             hardware_class=facts.hardware_class(),
             cores=self._cores,
-            memory=psutil.virtual_memory().total,
+            machine_cores=psutil.cpu_count() or 0,
+            memory=facts.memory(),
             devices=facts.devices(),
+            price=self._price,
+            speed=self._calibrating.done,
             versions=here(),
         )
 
@@ -167,6 +193,26 @@ class Agent:
             case ForgetJob():
                 self._over.add(order.job_id)
                 self._forget(order.job_id)
+            case ListenForProbe():
+                self._do(self._listen(order))
+            case ProbeLink():
+                self._do(self._probe(order))
+
+    async def _listen(self, order: ListenForProbe) -> None:
+        try:
+            with linkprobe.Listener(self._address, order.secret) as listener:
+                self._outgoing.put_nowait(ProbeListening(probe=order.probe, port=listener.port))
+                await listener.serve()
+        except OSError as error:
+            self._outgoing.put_nowait(ProbeFailed(probe=order.probe, reason=f"it can't listen: {error}"))
+
+    async def _probe(self, order: ProbeLink) -> None:
+        try:
+            latency_s, bytes_per_s = await linkprobe.probe(order.host, order.port, order.secret)
+        except OSError as error:
+            self._outgoing.put_nowait(ProbeFailed(probe=order.probe, reason=str(error)))
+        else:
+            self._outgoing.put_nowait(LinkProbed(probe=order.probe, latency_s=latency_s, bytes_per_s=bytes_per_s))
 
     def _job_folder(self, job_id: str) -> Path:
         return self._folder / "jobs" / job_id
@@ -206,7 +252,7 @@ class Agent:
                 self._warm.kill(key)
 
     def _started(self, key: str, pid: int) -> None:
-        order = self._workers[key].order
+        self._workers[key].pid, order = pid, self._workers[key].order
         self._outgoing.put_nowait(WorkerStarted(job_id=order.job_id, attempt=order.attempt, rank=order.rank, pid=pid))
 
     def _exited(self, key: str, status: int) -> None:
@@ -231,11 +277,11 @@ class Agent:
 
     async def _report_load(self, channel: ClientConnection) -> None:
         while True:
-            memory = psutil.virtual_memory().available
-            await channel.send(Load(available_memory=memory, load=psutil.getloadavg()[0]).model_dump_json())
+            pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
+            await channel.send(self._load.read(pids, facts.available_memory()).model_dump_json())
             await asyncio.sleep(LOAD_EVERY_S)
 
-    async def _send_logs(self, _channel: ClientConnection) -> None:
+    async def _send_logs(self) -> None:
         while True:
             await asyncio.sleep(LOG_EVERY_S)
             for worker in self._workers.values():

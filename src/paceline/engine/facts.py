@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import shutil
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from paceline.engine import cgroup
 from paceline.plan import Device
 
 CPU_FIELDS = ("model name", "flags", "Features", "CPU part", "cache size")
@@ -35,6 +37,7 @@ def _cpu() -> str:
     return f"{found.get('model name', platform.machine())}-{short}".replace(" ", "-")
 
 
+@functools.cache
 def devices() -> tuple[Device, ...]:
     """The accelerators, as the driver's own tool lists them."""
     if platform.system() == "Darwin" and platform.machine() == "arm64":
@@ -60,5 +63,19 @@ def address_towards(master_url: str) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
-    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    """Cores that this process may run on, and has the time of; of less than one, one."""
+    mine = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    quota = cgroup.cores()
+    return mine if quota is None else max(1, min(mine, int(quota)))
+
+
+def memory() -> int:
+    """Bytes: the machine's, or this container's."""
+    total, limit = int(psutil.virtual_memory().total), cgroup.memory()
+    return total if limit is None else min(total, limit[0])
+
+
+def available_memory() -> int:
+    """Bytes that new processes could use."""
+    available, limit = int(psutil.virtual_memory().available), cgroup.memory()
+    return available if limit is None else min(available, limit[1])

@@ -2,7 +2,8 @@
 
 It has run no op, touched no device and started no thread, so a fork of it is as good as a fresh process, and 50 times
 faster. Requests come as JSON lines on stdin; `{"forked": …}` and `{"exited": …}` go out on stdout. It runs no user
-code itself. At the end of stdin, with its agent gone, it ends its workers and itself.
+code itself. At the end of stdin, with its agent gone, it ends its workers and itself. A fork of it also measures the
+node's speed, told as `{"flop_per_s": …}` before its exit.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import torch.utils.data  # noqa: F401
 
 import paceline.training.worker
 from paceline.engine.warm import kill_worker
-from paceline.training import dynamo
+from paceline.training import calibration, dynamo
 from paceline.training.channel import WorkerEnv
+
+RESULT_BYTES = 100
 
 
 class ForkServer:
     def __init__(self) -> None:
         self._keys: dict[int, str] = {}
+        self._results: dict[int, int] = {}  # of calibrations: where they write it
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # a stray print must not look like an answer
 
@@ -64,13 +68,17 @@ class ForkServer:
             for pid in [pid for pid, key in self._keys.items() if key == request["kill"]]:
                 kill_worker(pid)
             return
+        result_read, result_write = os.pipe() if "calibrate" in request else (-1, -1)
         pid = os.fork()
         if pid == 0:
-            self._become_worker(WorkerEnv.model_validate(request["env"]))
+            self._become(request, result_write)
+        if "calibrate" in request:
+            os.close(result_write)
+            self._results[pid] = result_read
         self._keys[pid] = request["key"]
         self._answer({"forked": request["key"], "pid": pid})
 
-    def _become_worker(self, env: WorkerEnv) -> NoReturn:
+    def _become(self, request: dict[str, Any], result: int) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -80,19 +88,13 @@ class ForkServer:
             selector.close()
             os.close(wake_read)
             os.close(wake_write)
-            self._out.close()
-            null, log = (
-                os.open(os.devnull, os.O_RDONLY),
-                os.open(env.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            )
+            self._out.close()  # its end tells the agent that the server is gone
+            null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-            if env.device.startswith("cuda:"):
-                os.environ["CUDA_VISIBLE_DEVICES"] = env.device.removeprefix("cuda:")
-            paceline.training.worker.main(env)
+            if "calibrate" in request:
+                _calibrate(request["calibrate"], result)
+            else:
+                _work(WorkerEnv.model_validate(request["env"]))
             status = 0
         except BaseException:  # noqa: BLE001 - a fork must not return into the server
             import traceback
@@ -109,7 +111,14 @@ class ForkServer:
             if pid == 0:
                 return
             _kill_loaders(pid)
+            if pid in self._results:
+                self._tell_result(self._results.pop(pid))
             self._answer({"exited": self._keys.pop(pid), "status": os.waitstatus_to_exitcode(status)})
+
+    def _tell_result(self, pipe: int) -> None:
+        with os.fdopen(pipe, "rb") as file:
+            if told := file.read(RESULT_BYTES):
+                self._answer({"flop_per_s": float(told)})
 
     def _end_all(self) -> None:
         for pid in self._keys:
@@ -117,6 +126,31 @@ class ForkServer:
 
     def _answer(self, answer: dict[str, Any]) -> None:
         self._out.write(json.dumps(answer) + "\n")
+
+
+def _work(env: WorkerEnv) -> None:
+    log = os.open(env.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    _see_only(env.device)
+    paceline.training.worker.main(env)
+
+
+def _calibrate(device: str, result: int) -> None:
+    _see_only(device)
+    try:
+        flop_per_s = calibration.measure(device.split(":")[0])
+    except (AssertionError, RuntimeError) as error:  # torch's, for a device that this build of it can't use
+        print(f"{device} can't be measured: {error}", file=sys.stderr)  # noqa: T201 - the agent's log
+        return
+    os.write(result, repr(flop_per_s).encode())
+
+
+def _see_only(device: str) -> None:
+    if device.startswith("cuda:"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
 
 
 def _kill_loaders(pid: int) -> None:

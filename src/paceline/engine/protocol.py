@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, NonNegativeFloat
 
 from paceline.settings import LogLevel
 
@@ -19,7 +19,7 @@ class AgentArgs(BaseModel):
     """All that an agent is told, as one JSON line on its stdin: no secret is in its arguments or environment.
 
     token: of the role "node". folder: for caches and scratch files. blobs: the master's own, for agents beside it.
-    name, cores: the machine's own where None.
+    name, cores: the machine's own where None. price: of the node's hour.
     """
 
     master_url: str
@@ -27,6 +27,7 @@ class AgentArgs(BaseModel):
     folder: Path
     name: str | None = None
     cores: int | None = None
+    price: NonNegativeFloat = 0.0
     blobs: Path | None = None
     ca: Path | None = None
     log_level: LogLevel = "info"

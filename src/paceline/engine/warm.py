@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_LINE_BYTES = 1 << 20
+CALIBRATION = "calibration"  # its key beside the workers'
 WORKERS_ENV = {
     "OMP_NUM_THREADS": "1",
     # glibc gives large blocks back to the system at once, and takes page faults for them again in every backward:
@@ -30,6 +31,7 @@ class WarmWorkers:
         self._process: asyncio.subprocess.Process | None = None
         self._alive: dict[str, int | None] = {}  # with the process id, once it is known
         self._queued: list[dict[str, Any]] = []  # asked for while no server ran
+        self._speed: asyncio.Future[float | None] | None = None  # what a calibration finds
 
     async def run(self) -> None:
         """Keep a fork server alive; if it dies, its workers are lost and a new one takes its place."""
@@ -58,12 +60,26 @@ class WarmWorkers:
                 self._exited(key, -signal.SIGKILL)
 
     def start(self, key: str, env: dict[str, Any]) -> None:
+        self.kill(CALIBRATION)  # it would take time from the worker, and measure what the worker leaves it
         self._alive[key] = None
         self._write({"key": key, "env": env})
 
     def kill(self, key: str) -> None:
         if key in self._alive:
             self._write({"kill": key})
+
+    async def calibrate(self, device: str) -> float | None:
+        """FLOP/s of one core ("cpu") or of a device ("cuda:0", "mps"), by a short run in a process of its own.
+
+        None where it ended before it knew: killed by the start of a worker, or because it can't run.
+        """
+        self._speed = asyncio.get_running_loop().create_future()
+        self._alive[CALIBRATION] = None
+        self._write({"key": CALIBRATION, "calibrate": device})
+        try:
+            return await self._speed
+        finally:
+            self.kill(CALIBRATION)
 
     def close(self) -> None:
         """End of stdin: the server ends its workers and itself."""
@@ -79,13 +95,23 @@ class WarmWorkers:
     def _handle(self, answer: dict[str, Any]) -> None:
         if "forked" in answer:
             self._alive[answer["forked"]] = answer["pid"]
-            self._on_started(answer["forked"], answer["pid"])
+            if answer["forked"] != CALIBRATION:
+                self._on_started(answer["forked"], answer["pid"])
         elif "exited" in answer:
             self._exited(answer["exited"], answer["status"])
+        elif "flop_per_s" in answer:
+            self._calibrated(answer["flop_per_s"])
 
     def _exited(self, key: str, status: int) -> None:
         self._alive.pop(key, None)
-        self._on_exited(key, status)
+        if key == CALIBRATION:
+            self._calibrated(None)
+        else:
+            self._on_exited(key, status)
+
+    def _calibrated(self, flop_per_s: float | None) -> None:
+        if self._speed is not None and not self._speed.done():
+            self._speed.set_result(flop_per_s)
 
 
 def kill_worker(pid: int) -> None:

@@ -112,6 +112,7 @@ def run(settings: MasterSettings, answers: IO[str]) -> None:
         master_url=url,
         token=held["node"],
         folder=settings.folder,
+        price=settings.price,
         blobs=settings.folder / "blobs",
         ca=settings.tls_ca,
         log_level=settings.log_level,

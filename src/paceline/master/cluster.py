@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from paceline.errors import NotFound
+from paceline.measured import Calibration
 from paceline.messages import AgentHello, ForgetJob, Load, Message, StartWorker, StopWorkers
 from paceline.plan import Node, Placement
 
@@ -16,15 +18,22 @@ WorkerKey = tuple[str, int, int]  # job, attempt, rank
 
 @dataclass
 class NodeLink:
-    """A connected agent."""
+    """A connected agent. busy_cores, worker_cores: as in `Load`."""
 
     id: str
     hello: AgentHello
     send: SendMessage
     available_memory: int
-    load: float = 0.0
+    speed: tuple[Calibration, ...]
+    busy_cores: float = 0.0
+    worker_cores: float = 0.0
     draining: bool = False
     quarantined: str | None = None
+
+    @property
+    def machine(self) -> str:
+        """The same for all nodes of one machine."""
+        return self.hello.machine or self.id
 
 
 @dataclass
@@ -53,13 +62,21 @@ class Cluster:
         while node_id in self._nodes:
             number += 1
             node_id = f"{hello.name}~{number}"
-        self._nodes[node_id] = NodeLink(node_id, hello, send, available_memory=hello.memory)
+        self._nodes[node_id] = NodeLink(node_id, hello, send, available_memory=hello.memory, speed=hello.speed)
         return node_id
 
     def former(self, hello: AgentHello) -> str | None:
         """The node that this very agent, or one that died before it, is in the cluster as."""
         same = (link.id for link in self._nodes.values() if link.hello.identity == hello.identity)
         return next(same, None) if hello.identity else None
+
+    def linked(self, node_id: str) -> NodeLink | None:
+        """The node's agent, while it is connected."""
+        return self._nodes.get(node_id)
+
+    def is_busy(self, node_id: str) -> bool:
+        """Whether a worker runs there."""
+        return any(worker.placement.node_id == node_id for worker in self.workers.values())
 
     def is_linked(self, node_id: str, send: SendMessage) -> bool:
         """Whether the node is reached by this connection, and not by a later one of the same agent."""
@@ -86,32 +103,22 @@ class Cluster:
 
     def report(self, node_id: str, load: Load) -> None:
         link = self._nodes[node_id]
-        link.available_memory, link.load = load.available_memory, load.load
+        link.available_memory = load.available_memory
+        link.busy_cores, link.worker_cores = load.busy_cores, load.worker_cores
+
+    def calibrated(self, node_id: str, speed: tuple[Calibration, ...]) -> None:
+        self._nodes[node_id].speed = speed
 
     def nodes(self) -> list[Node]:
         """The planner's view, by name."""
-        return sorted((self._view(link) for link in self._nodes.values()), key=lambda node: node.name)
-
-    def _view(self, link: NodeLink) -> Node:
-        held = [worker for worker in self.workers.values() if worker.placement.node_id == link.id]
-        taken = {worker.placement.device for worker in held}
-        hello = link.hello
-        return Node(
-            id=link.id,
-            name=link.id,
-            address=hello.address,
-            is_master=hello.is_master,
-            hardware_class=hello.hardware_class,
-            cores=hello.cores,
-            memory=hello.memory,
-            devices=hello.devices,
-            free_cores=0 if link.draining or link.quarantined else hello.cores - sum(worker.threads for worker in held),
-            free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
-            free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
-            load=link.load,
-            draining=link.draining,
-            quarantined=link.quarantined,
-        )
+        held: defaultdict[str, list[WorkerLink]] = defaultdict(list)
+        for worker in self.workers.values():
+            held[worker.placement.node_id].append(worker)
+        by_workers: defaultdict[str, float] = defaultdict(float)
+        for link in self._nodes.values():
+            by_workers[link.machine] += link.worker_cores
+        views = (_view(link, held[link.id], by_workers[link.machine]) for link in self._nodes.values())
+        return sorted(views, key=lambda node: node.name)
 
     def start(
         self, job_id: str, attempt: int, placements: Iterable[Placement], threads: int, memory: int
@@ -164,3 +171,36 @@ class Cluster:
     def opens(self, secret: str) -> bool:
         """Whether the secret belongs to a worker that is alive."""
         return any(secrets.compare_digest(worker.secret, secret) for worker in self.workers.values())
+
+
+def _view(link: NodeLink, held: list[WorkerLink], by_workers: float) -> Node:
+    """held: the node's workers. by_workers: as in `_load`."""
+    taken = {worker.placement.device for worker in held}
+    hello = link.hello
+    return Node(
+        id=link.id,
+        name=link.id,
+        address=hello.address,
+        is_master=hello.is_master,
+        hardware_class=hello.hardware_class,
+        cores=hello.cores,
+        memory=hello.memory,
+        devices=hello.devices,
+        free_cores=0 if link.draining or link.quarantined else hello.cores - sum(worker.threads for worker in held),
+        free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),
+        free_devices=tuple(d.index for d in hello.devices if not taken & {f"cuda:{d.index}", d.kind}),
+        load=_load(link, by_workers),
+        draining=link.draining,
+        quarantined=link.quarantined,
+        speed=link.speed,
+        price=hello.price,
+    )
+
+
+def _load(link: NodeLink, by_workers: float) -> float:
+    """What others than workers take of the cores that the node offers: of the machine's, those beyond go first.
+
+    by_workers: cores' worth of time of all workers on the node's machine, its other nodes' too.
+    """
+    not_offered = max(0, link.hello.machine_cores - link.hello.cores)
+    return max(0.0, link.busy_cores - by_workers - not_offered)

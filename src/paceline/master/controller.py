@@ -15,6 +15,7 @@ from paceline.master import lives, retention, states
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
 from paceline.master.feed import Feed, FeedEvent
+from paceline.master.links import Links
 from paceline.master.lives import AnyJob, AnySubmission
 from paceline.master.models import JobRow
 from paceline.master.states import (
@@ -34,7 +35,7 @@ from paceline.master.states import (
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more
+from paceline.planner.growth import one_more
 
 RETRY_STORE_S = 2.0
 DISCARD_EVERY_S = 10.0
@@ -45,6 +46,7 @@ log = structlog.get_logger("controller")
 class Controller:
     def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path) -> None:
         self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
+        self.links = Links(cluster)
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._jobs: dict[str, AnyJob] = {}  # the unfinished ones
         self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
@@ -90,7 +92,7 @@ class Controller:
         return row
 
     def check_placeable(self, submission: AnySubmission) -> None:
-        """Raise Unplaceable unless the job could run here, now or once running jobs have ended."""
+        """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
         try:
             lives.first_plan(self._cluster.nodes(), submission)
         except Unplaceable as refusal:
@@ -261,7 +263,8 @@ class Controller:
     async def _recruit(self, job: Job) -> None:
         assert isinstance(job.state, Running)
         try:
-            place = one_more(self._cluster.nodes(), job.state.plan, job.submission.options, job.submission.facts)
+            options, facts = job.submission.options, job.submission.facts
+            place = one_more(self._cluster.nodes(), job.state.plan, options, facts, wish=job.wish)
         except Unplaceable:
             return
         await self._handle(job.id, Recruited(job.attempt, place))

@@ -7,13 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.master import members
-from paceline.master.ends import end
 from paceline.master.starting import SETUP_BOUND_S, built, greeted, mismatch, setup_of
 from paceline.master.states import (
     MAX_FAILED_JOINS,
     Command,
     Enqueue,
-    Failed,
     Job,
     Late,
     Outcome,
@@ -59,14 +57,19 @@ def join(job: Job, state: Running, rank: int, message: FromWorker, now: float) -
                     members.named(state.building[rank][0]): message.fingerprint,
                     "the workers before it": state.fingerprint,
                 }
-                return end(job, Failed(mismatch(names).to_json()), now)
+                return _refused(job, state, rank, mismatch(names).to_json())
             building, worker = built(state.building, rank, message, None, now)
             workers = {**state.workers, rank: worker}
             return replace(job, state=replace(state, building=building, workers=workers, failed_joins=0)), []
-        case WorkerFailed(error=error):  # of its node, it may be: the members built the same, and train
-            job, commands = join_failed(job, state, rank, error.get("fact", "it failed"), error)
-            return job, [StopWorkers(job.attempt, (rank,)), *commands]
+        case WorkerFailed(error=error):
+            return _refused(job, state, rank, error)
     return job, []
+
+
+def _refused(job: Job, state: Running, rank: int, error: Mapping[str, Any]) -> Outcome:
+    """What is wrong lies at its node, it may be: the members built what they were told to, and train."""
+    job, commands = join_failed(job, state, rank, error.get("fact", "it failed"), error)
+    return job, [StopWorkers(job.attempt, (rank,)), *commands]
 
 
 def join_failed(job: Job, state: Running, rank: int, reason: str, error: Mapping[str, Any] | None = None) -> Outcome:

@@ -68,7 +68,8 @@ def next_plan(nodes: Sequence[Node], job: AnyJob) -> Plan:
     """Of the next attempt of a job. Raises Unplaceable."""
     if isinstance(job, ScriptJob):
         return plan_script(nodes, job.submission.options, job.nodes)
-    return plan_workers(nodes, job.submission.options, job.submission.facts, job.wish, job.hardware_class)
+    options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
+    return plan_workers(nodes, options, job.submission.facts, job.wish, job.hardware_class)
 
 
 def present_plan(job: AnyJob) -> Plan | None:

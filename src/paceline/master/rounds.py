@@ -152,7 +152,7 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     workers = dict(state.workers)
     for rank, answer in done.items():
         workers[rank] = replace(workers[rank], step=answer.step)
-        if isinstance(answer, Trained):
+        if isinstance(answer, Trained) and state.rounds:  # a group's first round is cold: it tells no one's speed
             workers[rank] = members.note_speed(workers[rank], answer)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
     state = replace(state, workers=workers, rounds=state.rounds + 1)

@@ -53,6 +53,8 @@ def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int, former: Seq
             "workers": workers,
             "summary": f"{_counted(ranks, 'rank')} on {_counted(len(order), 'node')}, {_why(options, ranks)}",
             "most_workers": ranks,
+            # what a step would take is not known of a script
+            **{"predicted": None, "nodes": (), "alternatives": (), "faster": ()},
         }
     )
 

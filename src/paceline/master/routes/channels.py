@@ -16,10 +16,14 @@ from paceline.master.cluster import SendMessage
 from paceline.master.context import Master, bearer, role_of
 from paceline.messages import (
     AgentHello,
+    Calibrated,
     FromAgent,
+    LinkProbed,
     Load,
     LogLines,
     Message,
+    ProbeFailed,
+    ProbeListening,
     Refused,
     Welcome,
     WorkerExited,
@@ -105,6 +109,10 @@ def _agent_says(master: Master, node_id: str, message: FromAgent) -> None:
     match message:
         case Load():
             master.cluster.report(node_id, message)
+        case Calibrated():
+            master.cluster.calibrated(node_id, message.speed)
+        case ProbeListening() | LinkProbed() | ProbeFailed():
+            master.controller.links.answered(message)
         case LogLines():
             master.controller.log_lines(message)
         case WorkerStarted():

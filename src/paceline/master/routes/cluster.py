@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 
 from paceline.master.context import The, allow
+from paceline.measured import Link
 from paceline.plan import Node
 from paceline.spec import Versions
+
+MEASURE_WITHIN_S = 30.0
 
 router = APIRouter(tags=["cluster"])
 
@@ -27,3 +32,17 @@ async def drain(master: The, node_id: str) -> None:
 async def nodes(master: The) -> list[Node]:
     """The cluster's nodes, with what is free."""
     return master.cluster.nodes()
+
+
+@router.get("/links", dependencies=[allow("client")])
+async def links(master: The) -> tuple[Link, ...]:
+    """The ways between nodes, as far as they were measured."""
+    return master.controller.links.measured()
+
+
+@router.post("/links", dependencies=[allow("client")])
+async def measure_links(master: The, nodes: Annotated[list[str] | None, Body(embed=True)] = None) -> tuple[Link, ...]:
+    """Measure what is unknown or old between these nodes, or all, for some seconds; then all that were measured."""
+    wanted = [node.id for node in master.cluster.nodes()] if nodes is None else nodes
+    await master.controller.links.ensure(wanted, MEASURE_WITHIN_S)
+    return master.controller.links.measured()

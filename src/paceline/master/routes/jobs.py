@@ -23,8 +23,8 @@ from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
-from paceline.plan import Plan
-from paceline.planner.planner import plan_workers
+from paceline.plan import Plan, Waiting
+from paceline.planner.planner import plan_or_wait
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
 
@@ -128,9 +128,13 @@ async def submit(master: The, submission: Submission) -> JobView:
 
 @router.post("/plan")
 async def plan(master: The, submission: Submission) -> Plan:
-    """What the master would decide now. Nothing is stored or run; no blobs are needed."""
+    """What the master would decide now; where the job would have to wait, for when it starts. Nothing is stored or run.
+
+    No blobs are needed.
+    """
     versions.check(submission.versions, master.versions, "the client")
-    return plan_workers(master.cluster.nodes(), submission.options, submission.facts)
+    nodes, queue = master.cluster.nodes(), Waiting(place=len(master.controller.queue()) + 1)
+    return await run_in_threadpool(plan_or_wait, nodes, submission.options, submission.facts, queue)
 
 
 def check_submission(master: Master, submission: Submission) -> None:

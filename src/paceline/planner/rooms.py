@@ -1,0 +1,168 @@
+"""What the nodes offer a job: places for its workers, and the reason where a node offers none.
+
+Nodes that are alike for the job make one room, so that a plan's cost grows with their kinds, not with their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from paceline.explain import size
+from paceline.plan import Node
+from paceline.planner.predict import Slot, slowdown, worker_bytes
+from paceline.planner.profiles import SPEED_STEP, Workload, costs, speed_of
+
+MASTER_BYTES = 512 * 2**20
+MASTER_CORES_FROM = 4  # on a smaller node the master shares the cores
+
+_PLAIN = attrgetter(
+    "hardware_class", "cores", "free_cores", "devices", "free_devices", "price", "is_master", "draining", "quarantined"
+)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What each of these nodes, by name, offers.
+
+    now, idle: workers that fit on it now, and when no job runs. lone: one worker fits, but no more than one in all,
+    since an exchange needs memory too. excluded: why the job may not use it, whatever room it has.
+    """
+
+    nodes: tuple[Node, ...]
+    kind: str
+    memory: int
+    now: int
+    idle: int
+    lone: bool = False
+    excluded: str = ""
+
+    @property
+    def node(self) -> Node:
+        """Any of them: they are alike."""
+        return self.nodes[0]
+
+    def slots(self, node: Node) -> list[Slot]:
+        """The node's places; of the devices, free ones first."""
+        if self.kind == "cpu":
+            return [Slot(node, "cpu")] * self.now
+        fitting = sorted(d.index for d in node.devices if d.kind == self.kind)
+        fitting.sort(key=lambda index: index not in node.free_devices)
+        return [Slot(node, f"cuda:{at}" if self.kind == "cuda" else self.kind) for at in fitting[: self.now]]
+
+    def when_idle(self) -> Room:
+        """The same when no job runs."""
+        return replace(self, now=self.idle)
+
+    @property
+    def limit(self) -> str:
+        """What each of the nodes has, in numbers."""
+        node = self.node
+        free, most = (_span([getattr(n, name) for n in self.nodes]) for name in ("free_memory", "memory"))
+        text = f"{node.free_cores} of {node.cores} cores free, {free} of {most} memory free"
+        if self.kind == "cpu":
+            return text
+        fitting = {d.index for d in node.devices if d.kind == self.kind}
+        return f"{text}, {len(fitting & set(node.free_devices))} of {len(fitting)} {self.kind} devices free"
+
+
+def _span(amounts: Sequence[int]) -> str:
+    least, most = size(max(0, min(amounts))), size(max(0, max(amounts)))
+    return least if least == most else f"{least} to {most}"
+
+
+def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
+    """All nodes, grouped; rooms in the order of their first node's name."""
+    memory = _Memory(work, kind, nodes)
+    allowed = None if work.options.resources.nodes is None else frozenset(work.options.resources.nodes)
+    alike: dict[tuple[object, ...], list[Node]] = {}
+    for node in sorted(nodes, key=attrgetter("name", "id")):
+        need = memory.of(node)
+        kept_back = MASTER_BYTES if node.is_master else 0
+        whole, free = max(0, node.memory - kept_back), max(0, node.free_memory - kept_back)
+        key = (
+            _PLAIN(node),
+            allowed is None or node.name in allowed,
+            whole // need or -(whole >= memory.of(node, workers=1)),
+            free // need or -(free >= memory.of(node, workers=1)),  # -1: a lone worker only
+            speed_of(node, kind),
+            _crowded(work, node),
+        )
+        alike.setdefault(key, []).append(node)
+    return [_room(tuple(same), work, kind, memory) for same in alike.values()]
+
+
+class _Memory:
+    """Bytes that a worker needs, by hardware class; the most of all classes where they may train together."""
+
+    def __init__(self, work: Workload, kind: str, nodes: Sequence[Node]) -> None:
+        options = work.options
+        self._work, self._kind, self._asked = work, kind, options.resources.memory
+        self._alone = options.microbatches == 1 or options.resources.workers == 1
+        self._mixed = [] if options.reproducible else list({node.hardware_class: node for node in nodes}.values())
+        self._known: dict[tuple[str, int], int] = {}
+
+    def of(self, node: Node, workers: int = 2) -> int:
+        """workers: of the gang that it is in, 1 or more."""
+        key = (node.hardware_class, 1 if self._alone else workers)
+        if key not in self._known:
+            alike = self._mixed or [node]
+            needs = (worker_bytes(self._work, costs(self._work, each, self._kind), key[1]) for each in alike)
+            self._known[key] = self._asked or max(needs)
+        return self._known[key]
+
+
+def _crowded(work: Workload, node: Node) -> int:
+    """How much others' load slows the workers of a full node down, in steps of 5%."""
+    if not node.load:
+        return 0
+    return round(math.log(slowdown(work, node, max(1, node.free_cores // work.options.threads))) / SPEED_STEP)
+
+
+def _room(nodes: tuple[Node, ...], work: Workload, kind: str, memory: _Memory) -> Room:
+    out, gang, alone = _excluded(nodes[0], work), memory.of(nodes[0]), memory.of(nodes[0], workers=1)
+    if out:
+        return Room(nodes, kind, gang, 0, 0, excluded=out)
+    idle = _fitting(nodes, work, kind, gang, now=False)
+    if idle or alone == gang:
+        return Room(nodes, kind, gang, _fitting(nodes, work, kind, gang, now=True), idle)
+    now, idle = (min(1, _fitting(nodes, work, kind, alone, now=at)) for at in (True, False))
+    return Room(nodes, kind, alone if idle else gang, now, idle, lone=idle > 0)
+
+
+def _excluded(node: Node, work: Workload) -> str:
+    allowed = work.options.resources.nodes
+    if allowed is not None and node.name not in allowed:
+        return f"not among the nodes asked for ({', '.join(allowed)})"
+    if node.quarantined is not None:
+        return f"in quarantine: {node.quarantined}; start its agent anew to lift it"
+    return "is being given back" if node.draining else ""
+
+
+def _fitting(nodes: tuple[Node, ...], work: Workload, kind: str, need: int, now: bool) -> int:
+    """Workers of so many bytes that fit on each of the nodes, now or when no job runs."""
+    node = nodes[0]
+    reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
+    kept_back = MASTER_BYTES if node.is_master else 0
+    memory = min(node.free_memory if now else node.memory for node in nodes) - kept_back
+    cores = (node.free_cores if now else node.cores) - reserved
+    most = min(cores // work.options.threads, memory // need)
+    if kind != "cpu":
+        most = min(most, sum(d.kind == kind and (not now or d.index in node.free_devices) for d in node.devices))
+    return max(0, most)
+
+
+def when_idle(nodes: Sequence[Node]) -> list[Node]:
+    """The same cluster when no job runs."""
+    return [
+        node.model_copy(
+            update={
+                "free_cores": node.cores,
+                "free_memory": node.memory,
+                "free_devices": tuple(device.index for device in node.devices),
+            }
+        )
+        for node in nodes
+    ]
