@@ -188,7 +188,8 @@ class Controller:
         if isinstance(job.state, states.TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id], self._order[job.id]
-            self._cluster.forget(job.id)
+            if not isinstance(job, Job):  # a training leaves nothing behind its workers
+                self._cluster.forget(job.id)
 
     async def _save(self, job: AnyJob, plan: Plan | None, stored: list[Any]) -> None:
         """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
