@@ -297,12 +297,16 @@ def test_run_shows_what_a_script_prints_and_fetches_its_output(shell: Shell, up:
 
 
 def test_run_ends_with_the_traceback_of_the_rank_that_failed(shell: Shell, up: dict[str, Any]) -> None:
-    code, error = shell.error("run", "--workdir", "project", "--max-restarts", "1", "--", "hello.py")
+    def refused(*arguments: str) -> tuple[int, dict[str, Any]]:  # a --json at the end would be the script's
+        done = shell.run("run", "--json", "--workdir", "project", *arguments)
+        return done.code, json.loads(done.out)["error"]
+
+    code, error = refused("--max-restarts", "1", "--", "hello.py", "--json")
     assert (code, error["code"], error["details"]["rank"]) == (8, "user_code", 0)
     assert "KeyError: 'nobody to greet'" in error["details"]["traceback"]
     assert shell.json("job", error["details"]["job_id"])["attempt"] == 2
-    assert shell.error("run", "--workdir", "project", "--", "missing.py")[1]["code"] == "invalid_spec"
-    assert shell.error("run", "--env", "A", "--workdir", "project", "--", "hello.py")[1]["code"] == "usage"
+    assert refused("missing.py")[1]["code"] == "invalid_spec"
+    assert refused("--env", "A", "hello.py")[1]["code"] == "usage"
 
 
 def workers_of(shell: Shell, job_id: str) -> list[str]:
