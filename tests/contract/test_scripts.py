@@ -22,6 +22,13 @@ from helpers import wait_until, whole_log
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
+@pytest.fixture(params=["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def cluster(request: pytest.FixtureRequest) -> pl.Client:
+    """As for all contracts; each script starts some Pythons with torch, which on both engines would be too much."""
+    found: pl.Client = request.getfixturevalue(f"{request.param}_cluster")
+    return found
+
+
 def run(cluster: pl.Client, script: str, *args: str, workers: int = 2, **fields: Any) -> pl.Job:
     return cluster.run(script, args, workdir=SCRIPTS, resources=pl.Resources(workers=workers), **fields)
 
@@ -48,7 +55,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PATH", "PYTHONPATH")}
 
 
-@pytest.mark.parametrize("script", [("ddp.py", "4"), ("fsdp2.py",)])
+@pytest.mark.parametrize("script", [("ddp.py", "4"), pytest.param(("fsdp2.py",), marks=pytest.mark.slow)])
 def test_a_script_comes_to_the_same_loss_as_under_torchrun(
     cluster: pl.Client, tmp_path: Path, script: tuple[str, ...]
 ) -> None:
@@ -76,6 +83,7 @@ def test_ranks_on_two_nodes_have_the_environment_that_torchrun_gives(cluster: pl
         assert os.path.basename(rank["TORCHELASTIC_ERROR_FILE"]) == "torchelastic_error.json"
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_restarts_all_and_the_script_resumes_from_its_snapshot(
     cluster: pl.Client, tmp_path: Path
 ) -> None:
@@ -85,6 +93,7 @@ def test_a_rank_that_is_killed_restarts_all_and_the_script_resumes_from_its_snap
     assert "[2.0] Resuming training from snapshot at Epoch 2" in whole_log(job)
 
 
+@pytest.mark.slow
 def test_a_lost_worker_restarts_all_and_is_not_counted(cluster: pl.Client, tmp_path: Path) -> None:
     whole = result(run(cluster, "ddp.py", "6"), tmp_path)
     job = run(cluster, "ddp.py", "6", "--pause", "0.5")
@@ -96,6 +105,7 @@ def test_a_lost_worker_restarts_all_and_is_not_counted(cluster: pl.Client, tmp_p
     assert not any(process.is_running() for process in script)
 
 
+@pytest.mark.slow
 def test_the_rank_that_raised_is_named_with_its_own_traceback_after_the_last_restart(cluster: pl.Client) -> None:
     job = run(cluster, "faulty.py", max_restarts=1)
     with pytest.raises(pl.UserCodeError, match="KeyError: 'the script is at fault'") as raised:
@@ -106,6 +116,7 @@ def test_the_rank_that_raised_is_named_with_its_own_traceback_after_the_last_res
     assert "[2.1] rank 1 restart 1" in whole_log(job)
 
 
+@pytest.mark.slow
 def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
     job = run(cluster, "ddp.py", "100000", "--pause", "0.1")
     wait_until(lambda: "Epoch 1 " in job.logs())
@@ -126,6 +137,7 @@ def scaled(x: torch.Tensor, by: float) -> dict[str, torch.Tensor]:
     return {"sum": mine}
 
 
+@pytest.mark.slow
 def test_a_called_function_gives_back_tensors_and_json_of_each_rank(cluster: pl.Client) -> None:
     two = pl.ScriptSpec(workdir=None, resources=pl.Resources(workers=2))
     large = torch.arange(100_000.0)

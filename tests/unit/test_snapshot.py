@@ -58,7 +58,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git, whose answer is the reference, is not installed")
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(paths, min_size=1, max_size=8), gitignores)
 def test_the_files_that_travel_are_those_that_git_does_not_ignore(
     tmp_path: Path, names: set[str], ignored: dict[str, list[str]]
