@@ -51,9 +51,10 @@ class Queued:
 
 @dataclass
 class Pass:
-    """One pass over the queue. outcomes: what became of each job, to compare passes by."""
+    """One pass over the queue. outcomes: what became of each job, to compare passes by. cpu_s: of this process."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     outcomes: list[str] = field(default_factory=list)
 
 
@@ -66,6 +67,7 @@ def main() -> int:
         free, full = _pass(cluster(options.nodes), queue), _pass(_full(cluster(options.nodes)), queue)
         passes.append(free)
         _record(report, "a plan", free.seconds)
+        _record(report, "a plan, processor time", free.cpu_s)
         _record(report, "a refusal of a full cluster", full.seconds)
         record(report.figures, "the whole queue", "s", sum(free.seconds))
         console.print(f"repeat {repeat + 1} of {options.repeats}: a plan took {_ms(free.seconds)}")
@@ -91,18 +93,24 @@ def _pass(nodes: list[Node], queue: Sequence[Queued]) -> Pass:
     """Plan each job on what the ones before it have left."""
     made, at = Pass(), {node.id: i for i, node in enumerate(nodes)}
     for job in queue:
-        started = time.perf_counter()
-        try:
-            plan = plan_workers(nodes, job.options, job.facts, known=job.known)
-        except pl.Unplaceable as refusal:
-            made.seconds.append(time.perf_counter() - started)
-            made.outcomes.append("waits" if refusal.details["busy"] else "refused")
-            continue
+        started, began = time.perf_counter(), time.process_time()
+        found = _planned(nodes, job)
         made.seconds.append(time.perf_counter() - started)
-        made.outcomes.append(" ".join(worker.node_id for worker in plan.workers))
-        for name in {worker.node_id for worker in plan.workers}:
-            nodes[at[name]] = _less(nodes[at[name]], plan)
+        made.cpu_s.append(time.process_time() - began)
+        if isinstance(found, pl.Unplaceable):
+            made.outcomes.append("waits" if found.details["busy"] else "refused")
+            continue
+        made.outcomes.append(" ".join(worker.node_id for worker in found.workers))
+        for name in {worker.node_id for worker in found.workers}:
+            nodes[at[name]] = _less(nodes[at[name]], found)
     return made
+
+
+def _planned(nodes: Sequence[Node], job: Queued) -> Plan | pl.Unplaceable:
+    try:
+        return plan_workers(nodes, job.options, job.facts, known=job.known)
+    except pl.Unplaceable as refusal:
+        return refusal
 
 
 def _less(node: Node, plan: Plan) -> Node:
@@ -145,7 +153,7 @@ def _node(at: int, kind: tuple[str, int, int, float, float, int], chance: random
         free_memory=(memory - memory // 4) * GIB - chance.randrange(GIB),
         devices=tuple(Device(kind="cuda", index=index) for index in range(gpus)),
         free_devices=tuple(range(gpus)),
-        load=busy + chance.random() * 0.5,
+        load=chance.random() * 0.5,
         speed=tuple(speed),
         price=price,
     )

@@ -32,7 +32,7 @@ class CheckpointRef(Message):
 class Group(Message):
     """The workers that train together, by rank, each with its share. The first serves the store at host and port.
 
-    key: fresh for every forming.
+    key: fresh for every forming; the shares of a group may change without one.
     """
 
     key: str
@@ -162,16 +162,28 @@ class Unloadable(Message):
     reason: str
 
 
+class Pace(Message):
+    """How fast a worker did some steps. busy_s: its `cells` took, from reading to backward; waited_s: in exchanges."""
+
+    steps: int
+    cells: int
+    seconds: float
+    busy_s: float
+    waited_s: float
+
+
 class Trained(Message):
-    """The round is done. losses: of every step, the same on all workers. busy_s: its `cells` took, without waits."""
+    """The round is done. losses: of every step, the same on all workers. seconds: of all of it.
+
+    pace: of its steps, less the first one after a change of share: that waits for readers, and warms a worker up.
+    """
 
     kind: Literal["trained"] = "trained"
     from_step: int
     step: int
     losses: tuple[float, ...]
     seconds: float
-    busy_s: float
-    cells: int
+    pace: Pace
 
 
 class Evidence(Message):

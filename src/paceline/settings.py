@@ -5,10 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from paceline.errors import invalid_spec
 
 DEFAULT_PORT = 8470
 LogLevel = Literal["info", "warning"]
+
+
+class Quota(BaseModel):
+    """The most that a user's jobs hold at once, None for no bound. priority: the highest that they may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cores: NonNegativeInt | None = None
+    workers: NonNegativeInt | None = None
+    jobs: NonNegativeInt | None = None
+    priority: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Quota:
+        """Read `"cores:8,jobs:2"`. Raises InvalidSpec for other names or numbers."""
+        bounds = [bound.partition(":") for bound in text.split(",")]
+        try:
+            return cls.model_validate({name: most for name, _, most in bounds})
+        except ValidationError as invalid:
+            raise invalid_spec(invalid) from None
 
 
 class MasterSettings(BaseModel):
@@ -16,7 +46,8 @@ class MasterSettings(BaseModel):
 
     agents, cores: nodes that the local engine emulates, and the cores of each. price: of an hour of each node that the
     engine reaches. ray_address: of a running Ray cluster, None to start one here. tls_ca: what clients verify the
-    certificate with. parent_pipe: end when stdin does.
+    certificate with. quotas, shares: by user, "*" for all who are not named; a share is 1 unless given. min_run_s: no
+    job is preempted before. parent_pipe: end when stdin does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +64,9 @@ class MasterSettings(BaseModel):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    quotas: dict[str, Quota] = {}
+    shares: dict[str, PositiveFloat] = {}
+    min_run_s: NonNegativeFloat = 60.0
     parent_pipe: bool = False
     log_level: LogLevel = "info"
 

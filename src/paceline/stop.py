@@ -287,6 +287,17 @@ def step_bound(condition: StopCondition, steps_per_epoch: int) -> int | None:
     return condition.steps if isinstance(condition, MaxSteps) else None
 
 
+def time_bound(condition: StopCondition) -> float | None:
+    """Seconds of training by which the condition must have fired, whatever else happens; None if there is none."""
+    if isinstance(condition, AnyOf | AllOf):
+        bounds = [time_bound(part) for part in condition.conditions]
+        known = [bound for bound in bounds if bound is not None]
+        if isinstance(condition, AnyOf):
+            return min(known, default=None)
+        return max(known) if len(known) == len(bounds) else None
+    return condition.seconds if isinstance(condition, MaxTime) else None
+
+
 def must_end(condition: StopCondition) -> bool:
     """Whether the condition is certain to fire some day, by steps or by time."""
     if isinstance(condition, AnyOf):

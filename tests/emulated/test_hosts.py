@@ -114,4 +114,4 @@ def test_where_tools_are_missing_it_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(system.shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}")
     with pytest.raises(EmulationUnavailable, match="tc can't be found") as raised:
         require_emulation()
-    assert raised.value.remedy == "Install iproute2 and openssl."
+    assert raised.value.remedy == "Install iproute2, util-linux and openssl."

@@ -118,12 +118,12 @@ def test_a_slow_way_to_the_master_costs_nothing_but_time(whole: EmulatedCluster,
     assert "worker_lost" not in [event.kind for event in job.events_so_far()]
 
 
-def test_a_host_that_becomes_slow_gets_a_smaller_share(whole: EmulatedCluster, client: pl.Client) -> None:
+def test_a_host_that_becomes_slow_is_named_and_gets_a_smaller_share(whole: EmulatedCluster, client: pl.Client) -> None:
     heavy = {**LONG, "model": partial(Cnn, 32), "batch_size": 1024, "drop_last": True, "stop": pl.MaxSteps(30)}
     job = submit(whole, **heavy)
     wait_for_step(job, 5)
     try:
-        whole.set_cpu("a", 0.15)
+        whole.set_cpu("a", 0.1)
         whole.set_bandwidth("a", 20)
         digest = job.result(timeout=200).digest
     finally:
@@ -131,6 +131,9 @@ def test_a_host_that_becomes_slow_gets_a_smaller_share(whole: EmulatedCluster, c
         whole.set_bandwidth("a", 200)
     shares = {worker.node_name: worker.share[1] - worker.share[0] for worker in job.plan.workers}
     assert shares["a"] < shares["b"]
+    [named] = [event.data for event in job.events_so_far() if event.kind == "straggler" and event.data["node"] == "a"]
+    assert named["cell_s"] > 1.5 * named["others_cell_s"]
+    assert "on a takes" in named["reason"]
     assert digest == client.submit(spec(**heavy, workers=1)).result(timeout=200).digest
 
 

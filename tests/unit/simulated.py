@@ -30,6 +30,7 @@ from paceline.master.states import (
     Lost,
     NodeDraining,
     Planned,
+    Preempted,
     Queued,
     Record,
     Recruited,
@@ -50,6 +51,7 @@ from paceline.messages import (
     EvaluateRound,
     FromWorker,
     GiveUp,
+    Pace,
     PeerLost,
     Ready,
     Saved,
@@ -66,7 +68,7 @@ from paceline.shares import split_evenly
 from paceline.spec import Keep, Submission
 from paceline.stop import Progress, fired, improved
 
-from builders import plan_of
+from builders import node, plan_of
 
 TRAIN_SAMPLES, VAL_SAMPLES = 18, 10
 MOST_EVENTS = 4_000
@@ -155,7 +157,7 @@ class SimulatedCluster:
 
     kills, hangs: numbers of the orders upon which the worker that gets them dies, or falls silent. killed_at, cut_at:
     times at which some worker dies, or the workers lose each other. asked_at: (time, a number of workers to scale to,
-    or None to drain some worker's node). deadly_step: whoever trains it dies, each time.
+    or None to drain some worker's node). preempted_at: times at which another job wants the places. deadly_step: whoever trains it dies, each time.
     cut_off: no worker ever reaches another. rotten: numbers of the checkpoints written whose bytes do not last.
     """
 
@@ -171,6 +173,7 @@ class SimulatedCluster:
         killed_at: Sequence[float] = (),
         cut_at: Sequence[float] = (),
         asked_at: Sequence[tuple[float, int | None]] = (),
+        preempted_at: Sequence[float] = (),
         deadly_step: int | None = None,
         cut_off: bool = False,
         rotten: Sequence[int] = (),
@@ -201,6 +204,8 @@ class SimulatedCluster:
             self._after(time, self._cut_connections)
         for time, asked in asked_at:
             self._after(time, lambda asked=asked: self._ask(asked))
+        for time in preempted_at:
+            self._after(time, lambda: self._feed(Preempted(self.job.attempt, "job-2", "preempted by job-2")))
 
     def run(self) -> Job:
         """Until the job has ended and its last worker is gone."""
@@ -265,11 +270,12 @@ class SimulatedCluster:
         cells = self.job.submission.options.microbatches
         wanted = self.planned if self.job.wish is None else min(self.job.wish, cells, max(1, free))
         if isinstance(self.job.state, Queued | Waiting) and free >= wanted:
-            self._feed(Planned(plan_of(split_evenly(cells, wanted), most_workers=wanted)))
+            plan = plan_of(split_evenly(cells, wanted), most_workers=wanted)
+            self._feed(Planned(plan, nodes=tuple(node(placement.node_id) for placement in plan.workers)))
         elif isinstance(self.job.state, Running) and self.job.wanted and free > 0:
-            node = f"node{next(self._nodes)}"
-            place = Placement(rank=0, node_id=node, node_name=node, device="cpu", share=(0, 0))
-            self._feed(Recruited(self.job.attempt, place))
+            name = f"node{next(self._nodes)}"
+            place = Placement(rank=0, node_id=name, node_name=name, device="cpu", share=(0, 0))
+            self._feed(Recruited(self.job.attempt, place, node(name)))
 
     def _ask(self, asked: int | None) -> None:
         if asked is not None:
@@ -399,12 +405,13 @@ class SimulatedCluster:
 
     def _finish_round(self, worker: SimulatedWorker, order: TrainRound, steps: int) -> None:
         worker.step, worker.busy = order.from_step + steps, None
-        seconds = steps * self._seconds_per_step
-        losses = tuple(self.curves.loss(order.from_step + at) for at in range(steps))
-        done = Trained(
-            from_step=order.from_step, step=worker.step, losses=losses, seconds=seconds,
-            busy_s=seconds * self._random.uniform(0.2, 1.0), cells=steps * self._random.randint(0, 3),
+        seconds, busy = steps * self._seconds_per_step, self._random.uniform(0.0, 0.7)
+        pace = Pace(
+            steps=steps, cells=steps * self._random.randint(0, 3), seconds=seconds, busy_s=busy * seconds,
+            waited_s=self._random.uniform(0.0, 1.0 - busy) * seconds,
         )  # fmt: skip
+        losses = tuple(self.curves.loss(order.from_step + at) for at in range(steps))
+        done = Trained(from_step=order.from_step, step=worker.step, losses=losses, seconds=seconds, pace=pace)
         self._answer(worker, done, 0.001)
 
     def _break(self, worker: SimulatedWorker, steps: int = 0) -> None:

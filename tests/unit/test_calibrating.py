@@ -24,10 +24,9 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[float | None]]) -> None:
         monkeypatch.setattr(calibrating, "IDLE_S", 0.05)
         monkeypatch.setattr(calibrating, "LOOK_EVERY_S", 0.001)
-        monkeypatch.setattr(calibrating, "PATIENCE_S", 0.3)
-        self.answers, self.asked, self.busy, self.crowded = answers, [], False, False
+        self.answers, self.asked, self.busy = answers, [], False
         self.told: list[Calibrated] = []
-        self.calibrating = Calibrating(self, lambda: self.busy, lambda: self.crowded)  # type: ignore[arg-type]
+        self.calibrating = Calibrating(self, lambda: self.busy)  # type: ignore[arg-type]
         self.meanwhile: Callable[[], None] = lambda: None
 
     asked: list[str]
@@ -68,24 +67,6 @@ def test_nothing_is_measured_while_a_worker_runs(monkeypatch: pytest.MonkeyPatch
 
     asyncio.run(act())
     assert scene.known == {"cpu": 1.0}
-
-
-def test_a_machine_that_others_keep_busy_is_measured_once_they_leave_it_a_core_or_never_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scene = Scene(monkeypatch, {"cpu": [1.0], "cuda:0": [2.0]})
-    scene.crowded = True
-
-    async def act() -> None:
-        running = asyncio.create_task(scene.run(*GPUS[:1]))
-        await asyncio.sleep(0.15)
-        assert scene.asked == []
-        scene.crowded = False
-        scene.meanwhile = lambda: setattr(scene, "crowded", True)
-        await running
-
-    asyncio.run(act())
-    assert scene.known == {"cpu": 1.0, "cuda:0": 2.0}
 
 
 def test_a_measurement_that_a_worker_ends_is_made_again_once_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_the_page_documents_these_commands_and_no_others() -> None:
     assert sorted(written) == sorted(COMMANDS)
     assert set(COMMANDS) == {
         "up", "join", "login", "train", "plan", "run", "jobs", "job", "logs", "scale", "cancel", "model", "output", "nodes",
-        "drain", "doctor",
+        "drain", "tokens", "doctor",
     }  # fmt: skip
 
 

@@ -3,133 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from paceline.master.artifacts import Blobs
-from paceline.master.cluster import Cluster
-from paceline.master.controller import Controller
-from paceline.master.feed import Feed
-from paceline.master.states import CancelRequested, Job, Starting
-from paceline.master.store import Store
-from paceline.messages import AgentHello, Message, StartWorker, StopWorkers
-from paceline.spec import Resources
-from paceline.versions import here
+from paceline.master.states import CancelRequested
+from paceline.messages import StartWorker, StopWorkers
 
-from builders import GIB, submission
-
-BOUND_S = 20.0
-
-
-class HeldStore(Store):
-    """The first save of a job that starts waits until it is let go."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.saving, self.go_on = threading.Event(), threading.Event()
-
-    def save(self, job: Job, *arguments: Any) -> Any:
-        if isinstance(job.state, Starting) and not self.saving.is_set():
-            self.saving.set()
-            assert self.go_on.wait(BOUND_S)
-        return super().save(job, *arguments)
-
-
-class Scene:
-    """A controller on a held store, and what it sends to each node's agent."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store, self.cluster = HeldStore(f"sqlite:///{folder / 'paceline.db'}"), Cluster()
-        self.controller = Controller(self.store, self.cluster, Feed(), Blobs(folder), folder)
-
-    def join(self, name: str, hardware_class: str = "cpu:AVX2", identity: str = "") -> list[Message]:
-        sent: list[Message] = []
-        hello = AgentHello(
-            name=name, identity=identity, is_master=False, address="127.0.0.1", hardware_class=hardware_class, cores=4, memory=8 * GIB,
-            versions=here(),
-        )  # fmt: skip
-        self.controller.node_joined(hello, sent.append)
-        return sent
-
-    async def submit(self, name: str) -> str:
-        row = await self.controller.submit(submission(name, resources=Resources(workers=1)))
-        return str(row.id)
-
-    def play(self, act: Callable[[], Awaitable[None]]) -> None:
-        async def playing() -> None:
-            try:
-                await asyncio.wait_for(act(), BOUND_S)
-            finally:
-                self.store.go_on.set()
-
-        asyncio.run(playing())  # it cancels what still runs
-        self.store.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    while not holds():
-        await asyncio.sleep(0.01)
-
-
-def started(sent: list[Message]) -> list[str]:
-    return [message.job_id for message in sent if isinstance(message, StartWorker)]
+from scenes import Scene, started, until
 
 
 def test_a_queued_job_cancelled_while_another_is_started_leaves_the_scheduler_at_work(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, held=True)
 
     async def act() -> None:
-        sent = scene.join("n0")
-        first, second = await scene.submit("first"), await scene.submit("second")
-        serving = asyncio.create_task(scene.controller.run())
-        await until(scene.store.saving.is_set)
+        sent, (first, second) = await scene.open("first", "second")
         scene.controller.post(second, CancelRequested())
         await asyncio.sleep(0.2)
         scene.store.go_on.set()
         third = await scene.submit("third")
         await until(lambda: third in started(sent))
         assert started(sent) == [first, third]
-        assert not serving.done()
 
     scene.play(act)
 
 
 def test_a_job_whose_node_leaves_while_it_is_planned_is_started_on_another(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, held=True)
 
     async def act() -> None:
-        sent = scene.join("n0")
-        job = await scene.submit("job")
-        serving = asyncio.create_task(scene.controller.run())
-        await until(scene.store.saving.is_set)
+        sent, (job,) = await scene.open("job")
         scene.controller.node_left("n0")
         scene.store.go_on.set()
         await until(lambda: scene.store.job(job).state == "WAITING")
         assert started(sent) == []
         other = scene.join("n1")
         await until(lambda: started(other) == [job])
-        assert not serving.done()
 
     scene.play(act)
 
 
 def test_a_job_cancelled_while_its_plan_is_written_leaves_no_worker(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, held=True)
 
     async def act() -> None:
-        sent = scene.join("n0")
-        job = await scene.submit("job")
-        serving = asyncio.create_task(scene.controller.run())
-        await until(scene.store.saving.is_set)
+        sent, (job,) = await scene.open("job")
         scene.controller.post(job, CancelRequested())
         await asyncio.sleep(0.2)  # time enough for a controller that does not wait for its turn
         scene.store.go_on.set()
         await until(lambda: any(isinstance(message, StopWorkers) for message in sent))
         assert [type(message) for message in sent] == [StartWorker, StopWorkers]
         assert scene.store.job(job).state == "CANCELLED"
-        assert not serving.done()
 
     scene.play(act)
 
@@ -138,11 +60,7 @@ def test_a_job_whose_hardware_class_is_gone_waits_says_so_and_holds_nobody_up(tm
     scene = Scene(tmp_path)
 
     async def act() -> None:
-        scene.store.go_on.set()
-        first = scene.join("n0")
-        job = await scene.submit("job")
-        serving = asyncio.create_task(scene.controller.run())
-        await until(lambda: started(first) == [job])
+        _, (job,) = await scene.open("job")
         scene.controller.node_left("n0")
         other = scene.join("n1", hardware_class="cpu:OLD")
         await until(lambda: "cpu:AVX2, and no node" in str(scene.store.events(job, after=0)[-1].data.get("fact")))
@@ -151,7 +69,6 @@ def test_a_job_whose_hardware_class_is_gone_waits_says_so_and_holds_nobody_up(tm
         await until(lambda: started(other) == [second])
         back = scene.join("n2")
         await until(lambda: started(back) == [job])
-        assert not serving.done()
 
     scene.play(act)
 
@@ -160,22 +77,16 @@ def test_a_restarted_master_keeps_a_job_to_the_hardware_class_it_began_on(tmp_pa
     scene = Scene(tmp_path)
 
     async def before() -> None:
-        scene.store.go_on.set()
-        first = scene.join("n0")
-        job = await scene.submit("job")
-        asyncio.create_task(scene.controller.run())  # noqa: RUF006 - it ends with the scene
-        await until(lambda: started(first) == [job])
+        await scene.open("job")
 
     scene.play(before)
     again = Scene(tmp_path)
 
     async def after() -> None:
-        again.store.go_on.set()
         other, like = again.join("n1", hardware_class="cpu:OLD"), again.join("n2")
-        serving = asyncio.create_task(again.controller.run())
+        again.serve()
         await until(lambda: bool(started(like)))
         assert started(other) == []
-        assert not serving.done()
 
     again.play(after)
 
@@ -184,16 +95,14 @@ def test_an_agent_that_comes_back_takes_its_name_over_and_its_old_workers_count_
     scene = Scene(tmp_path)
 
     async def act() -> None:
-        scene.store.go_on.set()
         first = scene.join("n0", identity="boot/1")
         scene.join("n0", identity="boot/2")  # another machine with this name
         job = await scene.submit("job")
-        serving = asyncio.create_task(scene.controller.run())
+        scene.serve()
         await until(lambda: started(first) == [job])
         scene.join("n0", identity="boot/1")
         assert [node.id for node in scene.cluster.nodes()] == ["n0", "n0~2"]
         await until(lambda: scene.store.job(job).attempt == 2)
         assert (1, 0) not in {(attempt, rank) for (_, attempt, rank) in scene.cluster.workers}
-        assert not serving.done()
 
     scene.play(act)

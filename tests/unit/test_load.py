@@ -60,16 +60,3 @@ def test_what_is_long_over_is_no_load(counters: Counters) -> None:
         told = meter.read([], 0)
         counters.pass_by(2.0, machine=0.0, worker=0.0)
     assert told.busy_cores == 0.0
-
-
-def test_a_machine_is_crowded_while_others_leave_it_less_than_a_core(
-    counters: Counters, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load.psutil, "cpu_count", lambda: 2)
-    meter = LoadMeter()
-    meter.read([], 0)
-    assert not meter.is_crowded()
-    for busy, crowded in [(1.9, True), (1.0, False), (2.0, True)]:
-        counters.pass_by(2.0, machine=2.0 * busy, worker=0.0)
-        meter.read([], 0)
-        assert meter.is_crowded() is crowded

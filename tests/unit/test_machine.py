@@ -33,6 +33,7 @@ from paceline.master.states import (
     Lost,
     NodeDraining,
     Planned,
+    Preempted,
     Quarantine,
     Queued,
     Record,
@@ -63,6 +64,7 @@ from paceline.messages import (
     Evidence,
     FromWorker,
     Group,
+    Pace,
     PeerLost,
     Ready,
     Saved,
@@ -136,6 +138,7 @@ def weather(seed: int) -> dict[str, Any]:
         "cut_at": some(2, lambda: chance.uniform(0, 30)),
         "rotten": some(2, lambda: chance.randint(0, 5)),
         "asked_at": some(4, lambda: (chance.uniform(0, 30), chance.choice([None, None, 1, 2, 3, 4]))),
+        "preempted_at": some(3, lambda: chance.uniform(0, 40)),
     }
 
 
@@ -182,7 +185,7 @@ def test_deaths_hangs_cuts_scaling_and_draining_do_not_change_it_either(
 @settings(max_examples=100)
 @given(jobs(), curves, st.integers(0, 2**32))
 def test_without_a_death_no_step_is_ever_trained_twice(sent: Submission, shown: Curves, seed: int) -> None:
-    calm = {**weather(seed), "kills": (), "hangs": (), "killed_at": ()}
+    calm = {**weather(seed), "kills": (), "hangs": (), "killed_at": (), "rotten": ()}
     cluster = SimulatedCluster(sent, shown, **calm)
     cluster.run()
     check(cluster, sent, shown)
@@ -198,6 +201,20 @@ def test_the_model_of_the_best_evaluation_is_delivered_and_not_the_last() -> Non
     assert cluster.job.state.delivery.digest == "model after 4"
     assert cluster.job.state.delivery.step == 4
     assert cluster.job.training.step == 20
+
+
+def test_a_preempted_job_leaves_by_a_checkpoint_of_its_last_commit_and_loses_no_step() -> None:
+    sent = simulated(stop=pl.MaxSteps(40), keep="best:val_loss", eval_every=7, checkpoint_every=100)
+    shown = Curves(losses=[1.0, 0.5], val_losses=[0.9, 0.2, 0.7], accuracies=[0.0])
+    cluster = SimulatedCluster(sent, shown, workers=2, places=2, preempted_at=[8.0, 20.0], seconds_per_step=0.5)
+    cluster.run()
+    check(cluster, sent, shown)
+    kinds = [record.kind for record in cluster.records if record.kind in ("preempted", "checkpoint", "attempt_lost")]
+    assert kinds == ["preempted", "checkpoint"] * 2
+    assert cluster.job.attempt == 3
+    assert cluster.roll_backs == []
+    waited = [r.data["reason"] for r in cluster.records if r.kind == "state" and r.data["state"] == "WAITING"]
+    assert waited == ["preempted by job-2"] * 2
 
 
 # ---- failures that must end a job, or must not ----
@@ -261,10 +278,16 @@ def orders(commands: list[Command]) -> dict[int, Any]:
     return {c.rank: c.message for c in commands if isinstance(c, Send)}
 
 
-def trained(order: TrainRound, **changes: Any) -> Trained:
+NO_PACE = Pace(steps=0, cells=0, seconds=0.0, busy_s=0.0, waited_s=0.0)
+
+
+def trained(order: TrainRound, cell_s: float | None = None, **changes: Any) -> Trained:
+    """cell_s: seconds for a microbatch, where the round measured it."""
     steps = order.to_step - order.from_step
     fields = {"from_step": order.from_step, "step": order.to_step, "losses": (1.0,) * steps, "seconds": 0.1}
-    return Trained(**{**fields, "busy_s": 0.1, "cells": steps, **changes})
+    measured = 0 if cell_s is None else steps
+    pace = Pace(steps=measured, cells=measured, seconds=0.1 * measured, busy_s=measured * (cell_s or 0.0), waited_s=0.0)
+    return Trained(**{**fields, "pace": pace, **changes})
 
 
 @pytest.mark.parametrize("when", ["starting", "running"])
@@ -554,31 +577,32 @@ def test_survivors_go_on_from_the_furthest_step_that_one_of_them_completed() -> 
     ("cell_s", "shares"),
     [((0.1, 0.1025), ((0, 4), (4, 8))), ((0.1025, 0.1), ((0, 4), (4, 8))), ((0.1, 0.3), ((0, 6), (6, 8)))],
 )
-def test_a_group_is_formed_anew_only_for_speeds_that_promise_a_clear_gain(
+def test_shares_change_only_for_speeds_that_promise_a_clear_gain_and_the_group_stays(
     cell_s: tuple[float, float], shares: tuple[tuple[int, int], ...]
 ) -> None:
     groups = groups_of_rounds([cell_s] * 8)
     assert groups[-1].shares == shares
-    assert len({group.key for group in groups}) == (1 if shares == groups[0].shares else 2)
+    assert len({group.key for group in groups}) == 1
 
 
-def test_a_workers_cold_first_round_moves_no_shares() -> None:
-    assert len({group.key for group in groups_of_rounds([(0.1, 3.0), *[(0.1, 0.1)] * 7])}) == 1
+def test_a_round_in_which_nothing_was_measured_moves_no_shares() -> None:
+    assert {group.shares for group in groups_of_rounds([None, *[(0.1, 0.1)] * 7])} == {((0, 4), (4, 8))}
 
 
-def groups_of_rounds(cell_s: Sequence[tuple[float, float]]) -> list[Group]:
+def groups_of_rounds(cell_s: Sequence[tuple[float, float] | None]) -> list[Group]:
     """The group of each round of a job on two workers, which take so many seconds for a cell in that round."""
     job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
     for rank in (0, 1):
         job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
         job, commands = step(job, Answer(1, rank, ready(samples=8000)), 0.0)
     groups = []
-    for turn, seconds in enumerate(cell_s):
+    for turn, measured in enumerate(cell_s):
         given = orders(commands)
         groups.append(given[0].group)
         for rank, order in given.items():
-            speed = {"busy_s": seconds[rank], "cells": 1, "seconds": 0.4 * (order.to_step - order.from_step)}
-            job, commands = step(job, Answer(1, rank, trained(order, **speed)), turn + 1.0)
+            seconds = 0.4 * (order.to_step - order.from_step)
+            answer = trained(order, measured[rank] if measured else None, seconds=seconds)
+            job, commands = step(job, Answer(1, rank, answer), turn + 1.0)
     return groups
 
 
@@ -1116,7 +1140,7 @@ class Watched:
         """Whoever is waited for is there, and was asked."""
         asked = {rank for rank, message in self.asked if message is state.order}
         waited_for = asked & set(state.members) - set(state.answers)
-        assert waited_for or (self.graced(state) and not state.lost), "a wait for nobody"
+        assert waited_for or (self.graced(state) and not state.lost) or self.writes(state), "a wait for nobody"
         if not isinstance(state.order, SaveRound):
             assert set(state.members) <= asked
 
@@ -1125,12 +1149,18 @@ class Watched:
         torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
         return torn and Late(self.job.attempt, f"peer lost in {waiting_for(state)}") in self.timers
 
+    def writes(self, state: Running) -> bool:
+        """Whether all have answered but the checkpoint by which the job leaves, and a timer bounds the wait for it."""
+        return state.pending is not None and Late(self.job.attempt, waiting_for(state)) in self.timers
+
     def apt(self, rank: int) -> FromWorker:
         """What this worker would say next, if all went well."""
         state = self.job.state
         if isinstance(state, Starting | Running) and rank in state.building:
             return ready() if state.building[rank][1] else WorkerHello(pid=1, address="a")
         match state.order if isinstance(state, Running) else None:
+            case TrainRound(from_step=at) if isinstance(state, Running) and rank in state.answers:
+                return written(at)
             case TrainRound() as order:
                 return trained(order)
             case EvaluateRound(step=at, group=group):
@@ -1155,7 +1185,7 @@ class Watched:
             Warned(error={"code": "disk_full", "fact": "f"}),
             Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
             Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),
-            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, busy_s=0.1, cells=1),
+            Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, pace=NO_PACE),
             WorkerHello(pid=1, address="a"),
             Beat(step=at, cells=kind, phase="compute", stack="s"),
             WorkerFailed(error=UserCodeError("your code raised", "See it.").to_json()),
@@ -1201,7 +1231,11 @@ def actions(draw: st.DrawFn) -> Callable[[Watched], Event | None]:
             case "recruit":
                 return Recruited(attempt, placement)
             case "ask":
-                return ScaleRequested(number % 5 + 1) if number % 2 else NodeDraining(f"n{number % 3}")
+                return [
+                    NodeDraining(f"n{number % 3}"),
+                    ScaleRequested(number % 5 + 1),
+                    Preempted(attempt, "job-2", "preempted by job-2"),
+                ][number % 3]
         return CancelRequested() if number < 4 else None
 
     return make
@@ -1217,3 +1251,115 @@ def test_whatever_happens_in_whatever_order_the_promises_hold(
         event = make(watched)
         if event is not None:
             watched.feed(event)
+
+
+# ---- preemption ----
+
+
+def preempted(job: Job, now: float = 5.0) -> tuple[Job, list[Command]]:
+    return step(job, Preempted(1, "job-2", "preempted by job-2 of priority 5"), now)
+
+
+def leaving(workers: int = 1) -> tuple[Job, TrainRound]:
+    """A job that has trained one step, was preempted, and is asked for the checkpoint by which it leaves."""
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(50)), workers)
+    job, commands = preempted(job)
+    assert [c.data["for"] for c in commands if isinstance(c, Record)] == ["job-2"]
+    first = present_order(job)
+    for rank in range(workers):
+        job, _ = step(job, Answer(1, rank, trained(first)), 6.0)
+    return job, present_order(job)
+
+
+def present_order(job: Job) -> TrainRound:
+    assert isinstance(job.state, Running)
+    assert isinstance(job.state.order, TrainRound)
+    return job.state.order
+
+
+def written(step_: int) -> CheckpointWritten:
+    return CheckpointWritten(checkpoint=CheckpointRef(step=step_, blob="b" * 64, nbytes=1))
+
+
+def test_the_round_under_way_is_committed_before_a_preempted_job_leaves() -> None:
+    job, order = leaving()
+    assert (order.from_step, order.to_step, order.checkpoint) == (1, 1, True)
+    assert job.training.step == 1
+    job, commands = step(job, Answer(1, 0, trained(order)), 7.0)
+    assert commands == []  # it is not written yet
+    job, commands = step(job, Answer(1, 0, written(1)), 8.0)
+    assert job.state == Recovering("preempted by job-2 of priority 5")
+    assert StopWorkers(1) in commands
+    job, commands = step(job, AttemptEnded(1), 9.0)
+    assert job.state == Waiting("preempted by job-2 of priority 5")
+    assert not any(isinstance(c, RollBack) for c in commands)
+    assert (job.checkpoint and job.checkpoint.ref.step, job.training.step, job.fruitless) == (1, 1, 0)
+
+
+def test_a_checkpoint_that_comes_before_a_slow_members_answer_is_waited_with() -> None:
+    job, order = leaving(workers=2)
+    job, _ = step(job, Answer(1, 0, trained(order)), 7.0)
+    job, _ = step(job, Answer(1, 0, written(1)), 8.0)
+    assert isinstance(job.state, Running)
+    job, _ = step(job, Answer(1, 1, trained(order)), 9.0)
+    assert isinstance(job.state, Recovering)
+
+
+def test_where_the_writer_dies_another_member_writes_the_checkpoint() -> None:
+    job, order = leaving(workers=2)
+    job, _ = step(job, Answer(1, 1, trained(order)), 7.0)
+    job, commands = step(job, Lost(1, 0, "killed"), 8.0)
+    again = orders(commands)[1]
+    assert (again.group.members, again.from_step, again.to_step, again.checkpoint) == ((1,), 1, 1, True)
+    job, _ = step(job, Answer(1, 1, trained(again)), 9.0)
+    job, _ = step(job, Answer(1, 1, written(1)), 9.0)
+    assert isinstance(job.state, Recovering)
+    assert job.checkpoint is not None
+
+
+def test_where_the_only_worker_dies_the_job_goes_back_to_what_it_has() -> None:
+    job, _ = leaving()
+    job, _ = step(job, Lost(1, 0, "killed"), 8.0)
+    job, commands = step(job, AttemptEnded(1), 9.0)
+    assert isinstance(job.state, Waiting)
+    assert RollBack(0) in commands
+
+
+def test_a_checkpoint_that_can_not_be_stored_leaves_the_job_at_work() -> None:
+    job, order = leaving()
+    job, _ = step(job, Answer(1, 0, trained(order)), 7.0)
+    job, commands = step(job, Answer(1, 0, Warned(error={"code": "disk_full", "fact": "no room"})), 8.0)
+    assert present_order(job).to_step > 1
+    assert [c.kind for c in commands if isinstance(c, Record)] == ["warning"]
+
+
+def test_a_checkpoint_that_is_never_written_costs_the_attempt_and_names_the_wait() -> None:
+    job, order = leaving()
+    job, _ = step(job, Answer(1, 0, trained(order)), 7.0)
+    assert isinstance(job.state, Running)
+    job, _ = step(job, Late(1, waiting_for(job.state)), 700.0)
+    assert isinstance(job.state, Recovering)
+    assert "training steps 1 to 1" in job.state.reason
+
+
+def test_a_job_that_has_committed_nothing_leaves_at_once_and_one_that_is_done_does_not() -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(1)))
+    job, _ = preempted(job)
+    done, commands = step(job, Answer(1, 0, trained(orders(commands)[0])), 6.0)
+    assert isinstance(orders(commands)[0], EvaluateRound)
+    assert isinstance(done.state, Running)
+    unstarted, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(50)), 2)
+    unstarted, _ = preempted(unstarted)
+    for rank in (0, 1):
+        torn = PeerLost(step=0, losses=(), reason="connection closed")
+        unstarted, _ = step(unstarted, Answer(1, rank, torn), 6.0)
+    unstarted, _ = step(unstarted, Late(1, "peer lost in training steps 0 to 1 of group 1"), 10.0)
+    assert unstarted.state == Recovering("preempted by job-2 of priority 5")
+
+
+def test_a_preemption_of_an_earlier_attempt_or_a_second_one_changes_nothing() -> None:
+    job, _ = begun(submission(batch_size=4))
+    assert step(job, Preempted(0, "job-2", "late"), 5.0) == (job, [])
+    job, _ = preempted(job)
+    assert preempted(job) == (job, [])
+    assert job.wanted == 0

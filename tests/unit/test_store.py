@@ -216,17 +216,39 @@ def test_an_unknown_job_is_not_found(store: Store) -> None:
 
 def test_tokens_are_known_by_their_hash_and_never_stored(store: Store, file: Path) -> None:
     store.add_token("secret-of-the-client", "client", now=1.0)
-    assert store.role("secret-of-the-client") == "client"
-    assert store.role("secret-of-the-clienT") is None
-    assert store.role(hashlib.sha256(b"secret-of-the-client").hexdigest()) is None
+    found = store.token("secret-of-the-client")
+    assert found is not None
+    assert (found.role, found.user) == ("client", "admin")
+    assert store.token("secret-of-the-clienT") is None
+    assert store.token(hashlib.sha256(b"secret-of-the-client").hexdigest()) is None
     store.close()
     assert b"secret-of-the-client" not in b"".join(path.read_bytes() for path in file.parent.iterdir())
 
 
-def test_a_token_added_again_has_its_new_role(store: Store) -> None:
+def test_a_token_added_again_has_its_new_role_and_user(store: Store) -> None:
     store.add_token("token", "node", now=1.0)
-    store.add_token("token", "client", now=2.0)
-    assert store.role("token") == "client"
+    store.add_token("token", "client", now=2.0, user="ann")
+    assert [(row.role, row.user, row.created_at) for row in store.tokens()] == [("client", "ann", 2.0)]
+
+
+def test_the_masters_new_tokens_take_the_place_of_its_former_ones_and_of_no_users(store: Store) -> None:
+    store.own_tokens("admin-1", "node-1", now=1.0)
+    store.add_token("of-ann", "client", now=1.0, user="ann")
+    store.own_tokens("admin-2", "node-2", now=2.0)
+    assert [store.token(token) is None for token in ("admin-1", "node-1")] == [True, True]
+    assert {(row.user, row.role) for row in store.tokens()} == {
+        ("admin", "admin"),
+        ("admin", "node"),
+        ("ann", "client"),
+    }
+
+
+def test_all_tokens_of_one_user_are_revoked_and_of_no_other(store: Store) -> None:
+    for token, user in (("a", "ann"), ("b", "ann"), ("c", "bob")):
+        store.add_token(token, "client", now=1.0, user=user)
+    assert store.revoke_tokens("ann") == 2
+    assert [store.token(token) is not None for token in "abc"] == [False, False, True]
+    assert store.revoke_tokens("ann") == 0
 
 
 def test_migrations_make_the_very_tables_that_the_models_describe(store: Store, file: Path) -> None:
@@ -260,6 +282,7 @@ def test_a_folder_of_an_earlier_version_is_brought_up_to_date_with_its_jobs(
     assert (first.id, first.state, first.wish) == ("job-1", "RUNNING", None)
     assert (first.checkpoints, second.checkpoints) == ([{"ref": {"step": 4}}], [])
     assert (first.hardware_class, second.hardware_class) == ("cpu:AVX2", None)
+    assert (first.user, second.user) == ("admin", "admin")
     assert len(reopened(file).events("job-1", after=0)) == 1
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from paceline.cli import cluster, doctor, jobs, run, train, up
+from paceline.cli import cluster, doctor, jobs, run, tokens, train, up
 from paceline.cli.output import show, show_error
 from paceline.errors import PacelineError
 
@@ -19,7 +19,7 @@ COMMANDS = {
         train.train, train.plan, run.run, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model,
         run.output,
     ),
-    "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, cluster.drain, doctor.doctor),
+    "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, cluster.drain, tokens.tokens, doctor.doctor),
 }  # fmt: skip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

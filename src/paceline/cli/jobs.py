@@ -31,7 +31,7 @@ def jobs(json: Json = False) -> None:
         show(json, found, "no jobs yet; `paceline train FILE` makes one.")
         return
     now = time.time()
-    columns = ("id", "name", "state", "step", "trained", "age", "last values")
+    columns = ("id", "name", "user", "state", "step", "trained", "age", "last values")
     show(json, found, rows(columns, [_line(job, now) for job in found]))
 
 
@@ -40,7 +40,8 @@ def _line(job: dict[str, Any], now: float) -> tuple[Any, ...]:
     return (
         job["id"],
         job["name"] or "",
-        _state(job),
+        job["user"],
+        state_of(job),
         job["step"],
         span(job["train_seconds"]) if job["ended_at"] else "",
         span(now - job["created_at"]),
@@ -48,8 +49,12 @@ def _line(job: dict[str, Any], now: float) -> tuple[Any, ...]:
     )
 
 
-def _state(job: dict[str, Any]) -> str:
-    return f"{job['state']}, place {job['queue_place']}" if job["queue_place"] else str(job["state"])
+def state_of(job: dict[str, Any]) -> str:
+    """Its state, and for one that waits its place and expected start."""
+    if not job["queue_place"]:
+        return str(job["state"])
+    starts = job["expected_start_s"]
+    return f"{job['state']}, place {job['queue_place']}" + ("" if starts is None else f", starts within {span(starts)}")
 
 
 def job(job_id: JobId, json: Json = False) -> None:
@@ -63,7 +68,9 @@ def job(job_id: JobId, json: Json = False) -> None:
             [
                 ("job", found["id"]),
                 ("name", found["name"]),
-                ("state", _state(found)),
+                ("user", found["user"]),
+                ("state", state_of(found)),
+                ("waits", found["queue_reason"]),
                 ("submitted", _clock(found["created_at"])),
                 ("steps", found["step"]),
                 ("seconds", f"{found['train_seconds']:.1f} of training" if found["ended_at"] else None),

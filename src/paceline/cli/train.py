@@ -11,6 +11,7 @@ import typer
 
 from paceline.cli.common import Json, connect
 from paceline.cli.delivery import Output, check_output, deliver
+from paceline.cli.jobs import state_of
 from paceline.cli.output import console, show
 from paceline.errors import PacelineError
 
@@ -69,11 +70,15 @@ def train(
         )
         job = client.submit(spec)
         if detach:
-            show(json, job.info(), f"{job.id} is with the master. See `paceline job {job.id}`.")
+            found = job.info()
+            show(json, found, f"{job.id} is with the master: {state_of(found)}. See `paceline job {job.id}`.")
             return
         with naming(job, local):
             if not json:
+                found = job.info()
                 console().print(f"job      {job.id}")
+                if found["queue_place"]:
+                    console().print(f"waits    {state_of(found)}: {found['queue_reason']}", soft_wrap=True)
                 job.watch()
             document, text = deliver(job, output)
     show(json, document, text)

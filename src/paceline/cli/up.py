@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import socket
@@ -14,7 +15,7 @@ import typer
 from paceline.cli.common import Cores, Folder, Json, Price, data_folder, pem, require_node_parts, trusted
 from paceline.cli.output import console, pairs, show
 from paceline.errors import PacelineError
-from paceline.settings import DEFAULT_PORT, MasterSettings
+from paceline.settings import DEFAULT_PORT, MasterSettings, Quota
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -35,6 +36,10 @@ def up(
     tls_cert: Annotated[Path | None, pem("The master's certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, pem("The certificate's key, PEM.")] = None,
     tls_ca: Annotated[Path | None, trusted("What clients and nodes check the certificate with.")] = None,
+    quota: Annotated[
+        list[str], typer.Option(metavar="USER=BOUNDS", help="What a user holds at most, as in alice=cores:8,jobs:2.")
+    ] = [],  # noqa: B006 - typer's way
+    share: Annotated[list[str], typer.Option(metavar="USER=NUMBER", help="A user's share; 1 if not given.")] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Start a master on this machine. Runs until Ctrl-C."""
@@ -57,9 +62,28 @@ def up(
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_ca=tls_ca,
+        quotas={user: Quota.parse(bounds) for user, bounds in _by_user("--quota", quota).items()},
+        shares={user: _number("--share", text) for user, text in _by_user("--share", share).items()},
         parent_pipe=True,
     )
     _serve(settings, json)
+
+
+def _by_user(option: str, given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    if any(not user or not value for user, _, value in pairs):
+        raise typer.BadParameter(f"{option} is written USER=…, where * is every user who is not named.")
+    return {user: value for user, _, value in pairs}
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise typer.BadParameter(f"{option}: {text!r} is not a positive number.")
+    return number
 
 
 def _check_tls(cert: Path | None, key: Path | None, ca: Path | None) -> None:

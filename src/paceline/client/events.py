@@ -21,8 +21,9 @@ RETRY_AFTER_S = 1.0
 @dataclass(frozen=True)
 class Event:
     """kind: "state", "planned", "progress", "live", "evaluated", "checkpoint", "checkpoint_lost", "warning", "scaled",
-    "draining", "worker_lost", "worker_joined", "worker_released", "attempt_lost", "gradient_confirmed",
-    "node_quarantined", "reported".
+    "draining", "worker_lost", "worker_joined", "worker_released", "attempt_lost", "preempted", "gradient_confirmed",
+    "node_quarantined", "straggler",
+    "corrected", "reported".
 
     "live" ones are passing: they are not stored, and a reconnected client has missed them.
     """

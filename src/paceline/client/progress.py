@@ -52,6 +52,8 @@ class _Shown:
                 self._progress.console.print(evaluation_line(data), highlight=False)
             case "warning":
                 self._progress.console.print(f"warning  {data.get('fact', '')}", highlight=False)
+            case "preempted":
+                self._progress.console.print(f"waits    {data['reason']}", highlight=False)
             case "worker_lost" | "attempt_lost":
                 self._progress.console.print(f"lost     {data['reason']}", highlight=False)
 

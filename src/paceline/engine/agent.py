@@ -100,8 +100,8 @@ class Agent:
         self._workers: dict[str, RunningWorker] = {}
         self._over: set[str] = set()  # ended jobs whose last workers here are not seen to end yet
         self._warm = WarmWorkers(self._started, self._exited)
+        self._calibrating = Calibrating(self._warm, lambda: bool(self._workers))
         self._load = LoadMeter()
-        self._calibrating = Calibrating(self._warm, lambda: bool(self._workers), self._load.is_crowded)
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._beside: set[asyncio.Task[None]] = set()  # what serves one connection, beside its reading
 

@@ -15,20 +15,16 @@ from paceline.plan import Device
 
 IDLE_S = 3.0  # since it joined, or since its last worker: the first job of an embedded master comes sooner
 LOOK_EVERY_S = 0.5
-PATIENCE_S = 20.0  # for others to leave it a core: some machines never do, and then that is their speed
 BOUND_S = 300.0  # a slow machine imports torch first
 
 log = structlog.get_logger("agent")
 
 
 class Calibrating:
-    """done: what is known so far; it outlives the connection to the master.
+    """done: what is known so far; it outlives the connection to the master. is_busy: whether a worker runs here."""
 
-    is_busy: whether a worker runs here. is_crowded: whether others leave this machine no core.
-    """
-
-    def __init__(self, warm: WarmWorkers, is_busy: Callable[[], bool], is_crowded: Callable[[], bool]) -> None:
-        self._warm, self._is_busy, self._is_crowded = warm, is_busy, is_crowded
+    def __init__(self, warm: WarmWorkers, is_busy: Callable[[], bool]) -> None:
+        self._warm, self._is_busy = warm, is_busy
         self._failed: set[str] = set()
         self.done: tuple[Calibration, ...] = ()
 
@@ -54,11 +50,8 @@ class Calibrating:
             return None
 
     async def _idle(self) -> None:
-        began = quiet_since = time.monotonic()
+        quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < IDLE_S:
             await asyncio.sleep(LOOK_EVERY_S)
-            now = time.monotonic()
             if self._is_busy():
-                began = quiet_since = now
-            elif self._is_crowded() and now - began < PATIENCE_S:
-                quiet_since = now
+                quiet_since = time.monotonic()

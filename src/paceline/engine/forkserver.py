@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
 import selectors
 import signal
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 import torch.utils.data  # noqa: F401
 
 import paceline.training.worker
+from paceline.engine import cgroup
 from paceline.engine.warm import kill_worker
 from paceline.training import calibration, dynamo
 from paceline.training.channel import WorkerEnv
@@ -141,7 +143,7 @@ def _work(env: WorkerEnv) -> None:
 def _calibrate(device: str, result: int) -> None:
     _see_only(device)
     try:
-        flop_per_s = calibration.measure(device.split(":")[0])
+        flop_per_s = calibration.measure(device.split(":")[0], cgroup.cores() or math.inf)
     except (AssertionError, RuntimeError) as error:  # torch's, for a device that this build of it can't use
         print(f"{device} can't be measured: {error}", file=sys.stderr)  # noqa: T201 - the agent's log
         return

@@ -32,13 +32,6 @@ class LoadMeter:
             worker_cores=max(0.0, workers_now - workers) / passed,
         )
 
-    def is_crowded(self) -> bool:
-        """Whether less than three quarters of a core were free of late: since the last but one reading."""
-        if len(self._samples) < 2:
-            return False
-        (began, machine, _), (at, machine_now, _) = list(self._samples)[-2:]
-        return (machine_now - machine) / max(at - began, 1e-3) > (psutil.cpu_count() or 1) - 0.75
-
     def _workers_s(self, pids: set[int]) -> float:
         for pid in self._of_worker.keys() - pids:
             self._of_ended += self._of_worker.pop(pid)

@@ -66,7 +66,7 @@ def bind(settings: MasterSettings) -> socket.socket:
 
 
 def tokens(folder: Path) -> dict[str, str]:
-    """The folder's client and node tokens, made at its first use; readable by its owner only."""
+    """The folder's own tokens, the admin's ("client") and the nodes', made at its first use; its owner's to read."""
     path = folder / "tokens.json"
     if not path.exists():
         made = {role: f"pl-{role}-{secrets.token_urlsafe(24)}" for role in ("client", "node")}
@@ -132,11 +132,12 @@ async def _serve(
     import uvicorn
 
     from paceline.master.app import create_app, open_master
+    from paceline.planner.queue import Policy
 
     configure_log(settings.log_level)
-    master = open_master(settings.folder)
-    for role, token in held.items():
-        master.store.add_token(token, role, time.time())
+    policy = Policy(quotas=settings.quotas, shares=settings.shares, min_run_s=settings.min_run_s)
+    master = open_master(settings.folder, policy)
+    master.store.own_tokens(held["client"], held["node"], time.time())
     config = uvicorn.Config(
         create_app(master),
         log_level="warning",

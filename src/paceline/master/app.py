@@ -20,17 +20,19 @@ from paceline.master.cluster import Cluster
 from paceline.master.context import Master
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
-from paceline.master.routes import blobs, channels, cluster, jobs, scripts
+from paceline.master.routes import blobs, channels, cluster, jobs, scripts, tokens
 from paceline.master.store import Store
+from paceline.planner.queue import Policy
 from paceline.versions import here
 
 SWEEP_EVERY_S = 3600.0
+DEFAULT_POLICY = Policy()
 
 log = structlog.get_logger("master")
 
 
-def open_master(folder: Path) -> Master:
-    """Open the durable state in `folder`, creating it where there is none."""
+def open_master(folder: Path, policy: Policy = DEFAULT_POLICY) -> Master:
+    """Open the durable state in `folder`, creating it where there is none. policy: who gets nodes first."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     store, nodes, feed, files = Store(f"sqlite:///{folder / 'paceline.db'}"), Cluster(), Feed(), Blobs(folder)
@@ -39,7 +41,7 @@ def open_master(folder: Path) -> Master:
         blobs=files,
         cluster=nodes,
         feed=feed,
-        controller=Controller(store, nodes, feed, files, logs),
+        controller=Controller(store, nodes, feed, files, logs, policy),
         logs=logs,
         versions=here(),
     )
@@ -61,7 +63,7 @@ def create_app(master: Master) -> FastAPI:
     app = FastAPI(title="Paceline", version=master.versions.paceline, lifespan=lifespan)
     app.state.master = master
     api = APIRouter(prefix="/api/v1")
-    for part in (jobs, scripts, blobs, cluster, channels):
+    for part in (jobs, scripts, blobs, cluster, channels, tokens):
         api.include_router(part.router)
     app.include_router(api)
     app.add_exception_handler(PacelineError, _answer_error)

@@ -47,22 +47,40 @@ def bearer(connection: HTTPConnection) -> str:
     return token
 
 
-def role_of(master: Master, token: str) -> str:
-    """ "client", "node", or "worker" for a live worker's secret. Raises Unauthorized."""
+@dataclass(frozen=True)
+class Caller:
+    """role: "admin", who may do what a client may, "client", "node", or "worker" for a live worker's secret."""
+
+    role: str
+    user: str
+
+
+def caller_of(master: Master, token: str) -> Caller:
+    """Raises Unauthorized."""
     if master.cluster.opens(token):
-        return "worker"
-    role = master.store.role(token)
-    if role is None:
-        raise Unauthorized("the master does not know this token.", "Use the one that `paceline up` printed.")
-    return role
+        return Caller("worker", "")
+    known = master.store.token(token)
+    if known is None:
+        raise Unauthorized(
+            "the master does not know this token, or it is revoked.",
+            "Use the one that `paceline up` printed, or ask the master's admin for one (`paceline tokens --add`).",
+        )
+    return Caller(known.role, known.user)
+
+
+def _caller(connection: HTTPConnection) -> Caller:
+    return caller_of(master_of(connection), bearer(connection))
+
+
+TheCaller = Annotated[Caller, Depends(_caller)]  # looked up once a request
 
 
 def allow(*roles: str) -> Any:
     """A dependency that lets these roles pass."""
 
-    def check(connection: HTTPConnection) -> None:
-        role = role_of(master_of(connection), bearer(connection))
-        if role not in roles:
-            raise Forbidden(f"a {role} token may not do this; it takes: {', '.join(roles)}.", "Use such a token.")
+    def check(caller: TheCaller) -> None:
+        if caller.role not in roles and not (caller.role == "admin" and "client" in roles):
+            takes = f"a {caller.role} token may not do this; it takes: {', '.join(roles)}."
+            raise Forbidden(takes, "Use such a token.")
 
     return Depends(check)

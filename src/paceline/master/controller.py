@@ -18,24 +18,13 @@ from paceline.master.feed import Feed, FeedEvent
 from paceline.master.links import Links
 from paceline.master.lives import AnyJob, AnySubmission
 from paceline.master.models import JobRow
-from paceline.master.states import (
-    Answer,
-    AttemptEnded,
-    Event,
-    Job,
-    Lost,
-    NodeDraining,
-    Planned,
-    Queued,
-    Recruited,
-    Running,
-    Unplaced,
-    Waiting,
-)
+from paceline.master.placing import check_quota
+from paceline.master.scheduler import Scheduler
+from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
 from paceline.plan import Plan
-from paceline.planner.growth import one_more
+from paceline.planner.queue import Policy
 
 RETRY_STORE_S = 2.0
 DISCARD_EVERY_S = 10.0
@@ -44,21 +33,22 @@ log = structlog.get_logger("controller")
 
 
 class Controller:
-    def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path) -> None:
+    def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path, policy: Policy) -> None:
         self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
         self.links = Links(cluster)
+        self._policy = policy
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._jobs: dict[str, AnyJob] = {}  # the unfinished ones
-        self._order: dict[str, tuple[int, float]] = {}  # priority first, then age
-        self._wake_scheduler = asyncio.Event()
         self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
+        self.scheduler = Scheduler(self._jobs, cluster, policy, self._handle)
         self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
 
     async def run(self) -> None:
         """Resume what a former master left, then serve until cancelled."""
+        self.scheduler.recall(await asyncio.to_thread(self._store.jobs), time.time())
         for row in await asyncio.to_thread(self._store.unfinished):
             await self._resume(row)
-        beside = [asyncio.create_task(work()) for work in (self._schedule_forever, self._discard_forever)]
+        beside = [asyncio.create_task(work()) for work in (self.scheduler.run, self._discard_forever)]
         try:
             while True:
                 job_id, event = await self._events.get()
@@ -74,21 +64,25 @@ class Controller:
 
     def _adopt(self, job: AnyJob, row: JobRow) -> None:
         self._jobs[job.id] = job
-        self._order[job.id] = (-row.priority, row.created_at)
+        self.scheduler.adopt(row)
 
     # ---- from outside ----
 
-    async def submit(self, submission: AnySubmission) -> JobRow:
-        """Store a job, then plan it. Raises Unplaceable where no cluster like this one could ever run it."""
+    async def submit(self, submission: AnySubmission, user: str) -> JobRow:
+        """Store a job, then plan it.
+
+        Raises Unplaceable where no cluster like this one could ever run it, or the user's quota never lets it.
+        """
         known = await asyncio.to_thread(self._store.job_of_request, submission.request_id)
         if known is not None:
             return known
+        check_quota(submission, user, self._policy.quota(user))
         self.check_placeable(submission)
         job_id = f"job-{uuid.uuid4().hex[:10]}"
-        row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time())
+        row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time(), user)
         if new:
             self._adopt(lives.new(row.id, submission), row)
-            self._wake_scheduler.set()
+            self.scheduler.wake()
         return row
 
     def check_placeable(self, submission: AnySubmission) -> None:
@@ -102,15 +96,7 @@ class Controller:
     def post(self, job_id: str, event: Event) -> None:
         self._events.put_nowait((job_id, event))
 
-    def queue(self) -> list[str]:
-        """Ids of the jobs that wait for nodes, in the order in which they will get them."""
-        waiting = [j.id for j in self._jobs.values() if isinstance(j.state, Queued | Waiting)]
-        return sorted(waiting, key=lambda job_id: self._order[job_id])
-
     # ---- from agents and workers ----
-
-    def capacity_changed(self) -> None:
-        self._wake_scheduler.set()
 
     def worker_says(self, key: WorkerKey, message: FromWorker) -> None:
         job_id, attempt, rank = key
@@ -128,7 +114,7 @@ class Controller:
         self.post(job_id, Lost(attempt, rank, reason))
         if not self._cluster.of_attempt(job_id, attempt):
             self.post(job_id, AttemptEnded(attempt))
-        self.capacity_changed()
+        self.scheduler.wake()
 
     def node_joined(self, hello: AgentHello, send: SendMessage) -> str:
         """Take an agent in; return its node's id. Where it is back before its old link is seen to end, that is over."""
@@ -137,13 +123,13 @@ class Controller:
             log.info("node_came_back", node=former)
             self.node_left(former)
         node_id = self._cluster.join(hello, send)
-        self.capacity_changed()
+        self.scheduler.wake()
         return node_id
 
     def node_left(self, node_id: str) -> None:
         for key in self._cluster.leave(node_id):
             self.worker_ended(key, f"node {node_id} is gone")
-        self.capacity_changed()
+        self.scheduler.wake()
 
     def drain(self, node_id: str) -> None:
         """Give a node back: its workers leave at the next round, as soon as others can go on. Raises NotFound."""
@@ -187,7 +173,8 @@ class Controller:
             self._perform(job, command)
         if isinstance(job.state, states.TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
-            del self._jobs[job.id], self._order[job.id]
+            del self._jobs[job.id]
+            self.scheduler.forget(job.id)
             if not isinstance(job, Job):  # a training leaves nothing behind its workers
                 self._cluster.forget(job.id)
 
@@ -207,7 +194,7 @@ class Controller:
     def _perform(self, job: AnyJob, command: states.Command) -> None:
         match command:
             case states.Enqueue():
-                self._wake_scheduler.set()
+                self.scheduler.wake()
             case states.StartWorkers(attempt, placements):
                 plan = lives.present_plan(job)
                 assert plan is not None
@@ -248,41 +235,3 @@ class Controller:
             self._blobs.remove(names - retention.blobs_in_use(self._store.jobs(), time.time()))  # twins share blobs
         except (OSError, PacelineError) as error:
             log.error("discard_failed", blobs=len(names), error=str(error))
-
-    async def _schedule_forever(self) -> None:
-        while True:
-            await self._wake_scheduler.wait()
-            self._wake_scheduler.clear()
-            await self._schedule()
-
-    async def _schedule(self) -> None:
-        """Give nodes to the waiting jobs, in order; what is left goes to running jobs that could use more."""
-        if await self._start_waiting():
-            for job in [job for job in self._jobs.values() if isinstance(job, Job) and job.wanted]:
-                await self._recruit(job)
-
-    async def _recruit(self, job: Job) -> None:
-        assert isinstance(job.state, Running)
-        try:
-            options, facts = job.submission.options, job.submission.facts
-            place = one_more(self._cluster.nodes(), job.state.plan, options, facts, wish=job.wish)
-        except Unplaceable:
-            return
-        await self._handle(job.id, Recruited(job.attempt, place))
-
-    async def _start_waiting(self) -> bool:
-        """Whether no job waits for room; the first that must holds back those behind it."""
-        for job_id in self.queue():
-            job = self._jobs.get(job_id)
-            if job is None:
-                continue  # it was cancelled while another was started
-            try:
-                plan = lives.next_plan(self._cluster.nodes(), job)
-            except Unplaceable as refusal:
-                log.info("job_waits", job=job_id, reason=str(refusal))
-                if "hardware_class" in refusal.details:  # its nodes may never come back: it holds nobody up
-                    await self._handle(job_id, Unplaced(refusal.to_json()))
-                    continue
-                return False
-            await self._handle(job_id, Planned(plan))
-        return True

@@ -65,6 +65,12 @@ def recover(job: Job, reason: str, now: float) -> Outcome:
     return job, [Record("attempt_lost", {"reason": reason}), state_record(job), StopWorkers(job.attempt)]
 
 
+def park(job: Job, reason: str, now: float) -> Outcome:
+    """Leave the nodes to another job: what is committed is in the checkpoint, and the next attempt goes on from it."""
+    job = replace(_stop_clock(job, now), state=Recovering(reason), fruitless=max(0, job.fruitless - 1))
+    return job, [state_record(job), StopWorkers(job.attempt)]
+
+
 def fall_back(job: Job, reason: str, now: float) -> Outcome:
     """The newest checkpoint can't be loaded: go back to the one before it, or to the first step."""
     lost, *older = job.checkpoints
@@ -80,8 +86,9 @@ def fall_back(job: Job, reason: str, now: float) -> Outcome:
 def rejoin_queue(job: Job, reason: str) -> Outcome:
     """Back to the last checkpoint, and to the queue."""
     training = job.checkpoint.training if job.checkpoint else Training()
+    undone: list[Command] = [RollBack(training.step)] if training.step < job.training.step else []
     job = replace(job, training=training, state=Waiting(reason))
-    return job, [RollBack(training.step), state_record(job), Enqueue()]
+    return job, [*undone, state_record(job), Enqueue()]
 
 
 def _stop_clock(job: Job, now: float) -> Job:

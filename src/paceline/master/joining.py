@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from paceline.master import members
+from paceline.master import correcting, members
 from paceline.master.starting import SETUP_BOUND_S, built, greeted, mismatch, setup_of
 from paceline.master.states import (
     MAX_FAILED_JOINS,
@@ -16,6 +16,7 @@ from paceline.master.states import (
     Late,
     Outcome,
     Record,
+    Recruited,
     Running,
     Send,
     SetTimer,
@@ -23,21 +24,28 @@ from paceline.master.states import (
     StopWorkers,
 )
 from paceline.messages import FromWorker, Ready, WorkerFailed, WorkerHello
-from paceline.plan import Placement
 
 JOIN_PAUSE_S = 600.0
 JOIN_PAUSE = f"the pause after {MAX_FAILED_JOINS} failed joins"
 
 
-def recruit(job: Job, state: Running, placement: Placement) -> Outcome:
+def recruit(job: Job, state: Running, recruited: Recruited) -> Outcome:
     """Start one more worker beside the running ones; it joins at a round's end once it is ready."""
     # ranks are never used twice in an attempt: a late word of a dead worker must not match a living one
-    placement = placement.model_copy(update={"rank": state.next_rank})
+    placement = recruited.placement.model_copy(update={"rank": state.next_rank})
     building = {**state.building, placement.rank: (placement, "")}
-    job = replace(job, state=replace(state, building=building, next_rank=state.next_rank + 1))
+    shown, told = state.shown, list[Command]()
+    if recruited.cell_s is not None:
+        shown = replace(shown, node_cell_s={**shown.node_cell_s, placement.node_id: recruited.cell_s})
+    if recruited.decision is not None:
+        shown = replace(shown, enough=len(state.workers) + len(building))
+        told.append(correcting.record_of(recruited.decision, [recruited.decision.node]))
+    nodes = {**job.nodes, recruited.node.id: recruited.node} if recruited.node else job.nodes
+    state = replace(state, building=building, next_rank=state.next_rank + 1, shown=shown)
+    job = replace(job, state=state, nodes=nodes)
     bound = SetTimer(SETUP_BOUND_S, Late(job.attempt, _setup_wait(placement.rank)))
     more: list[Command] = [Enqueue()] if job.wanted else []
-    return job, [StartWorkers(job.attempt, (placement,)), bound, *more]
+    return job, [*told, StartWorkers(job.attempt, (placement,)), bound, *more]
 
 
 def _setup_wait(rank: int) -> str:

@@ -33,6 +33,7 @@ from paceline.master.states import (
     NodeDraining,
     Outcome,
     Planned,
+    Preempted,
     Queued,
     Record,
     Recovering,
@@ -58,13 +59,14 @@ def step(job: Job, event: Event, now: float) -> Outcome:
     """The job after the event, and what to do. Never raises for an event that comes late or twice."""
     if isinstance(job.state, TERMINAL):
         return job, []
-    if isinstance(event, Recruited | Answer | Lost | AttemptEnded | Late | Tick) and event.attempt != job.attempt:
+    of_attempt = Recruited | Answer | Lost | AttemptEnded | Late | Tick | Preempted
+    if isinstance(event, of_attempt) and event.attempt != job.attempt:
         return job, []
     match event, job.state:
         case CancelRequested(), _:
             return end(job, Cancelled(), now)
-        case Planned(plan), Queued() | Waiting():
-            return starting.start(job, plan)
+        case Planned() as planned, Queued() | Waiting():
+            return starting.start(job, planned)
         case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
             job = replace(job, state=Waiting(error["fact"]))
             return job, [state_record(job), Record("warning", error)]
@@ -84,12 +86,15 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return _watch(job, running, now)
         case AttemptEnded(), Recovering(reason):
             return rejoin_queue(job, reason)
-        case Recruited(_, placement), Running() as running if job.wanted:
-            return joining.recruit(job, running, placement)
+        case Recruited() as recruited, Running() as running if job.wanted:
+            return joining.recruit(job, running, recruited)
         case ScaleRequested(workers), Running() as running:
             return joining.scale(job, running, workers)
         case ScaleRequested(workers), _:  # the next plan, or the start that is under way, follows it
             return replace(job, wish=workers), [Record("scaled", {"workers": workers}), Enqueue()]
+        case Preempted(_, for_job, reason), Running(preempted=None) as running if not running.stopping:
+            job = replace(job, state=replace(running, preempted=reason))  # the round that is under way is committed
+            return job, [Record("preempted", {"for": for_job, "reason": reason})]
         case NodeDraining(node_id), Starting() as begun:
             return starting.drain(job, begun, node_id)
         case NodeDraining(node_id), Running() as running:

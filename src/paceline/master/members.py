@@ -6,41 +6,48 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
-from paceline.messages import Beat, CheckRound, Group, SaveRound, Trained
+from paceline.messages import Beat, CheckRound, Group, Pace, SaveRound
 from paceline.plan import Placement
-from paceline.shares import slowest, split_by_speed
+from paceline.shares import Share, slowest, split_by_speed
 
 SMOOTHING = 0.3
+FORGETTING = 0.01  # of the time for a cell, each round in which a worker has none: half of it in a minute at most
 REBALANCE_GAIN = 0.1
 FIRST_ROUNDS = 2
 
 
 def form(state: Running, job_id: str, attempt: int, members: Sequence[int]) -> Running:
     """A new group of these members, with shares by their speed."""
-    placed = {rank: state.workers[rank] for rank in members}
-    shares = split_by_speed(state.plan.microbatches, [placed[rank].cell_s for rank in members])
-    first = placed[members[0]]
+    first = state.workers[members[0]]
     group = Group(
         key=f"{job_id}.{attempt}.{state.generation + 1}",
         host=first.address,
         port=first.store_port,
         members=tuple(members),
-        shares=tuple(shares),
+        shares=(),
     )
+    state = replace(state, members=tuple(members), group=group, generation=state.generation + 1, rounds=0)
+    return _share(state, _shares_by_speed(state))
+
+
+def _shares_by_speed(state: Running) -> Sequence[Share]:
+    """By measured speeds, of a newcomer by that of its node; as planned until one is measured."""
+    workers = [state.workers[rank] for rank in state.members]
+    speeds = [worker.cell_s or state.shown.node_cell_s.get(worker.placement.node_id) for worker in workers]
+    if not any(speeds) and state.members == tuple(placement.rank for placement in state.plan.workers):
+        return [placement.share for placement in state.plan.workers]
+    return split_by_speed(state.plan.microbatches, speeds)
+
+
+def _share(state: Running, shares: Sequence[Share]) -> Running:
+    """The same group, whose members take these shares from now on."""
     workers = dict(state.workers)
-    for rank, share in zip(members, shares, strict=True):
+    for rank, share in zip(state.members, shares, strict=True):
         placement = workers[rank].placement.model_copy(update={"rank": rank, "share": share})
         workers[rank] = replace(workers[rank], placement=placement)
-    plan = state.plan.model_copy(update={"workers": tuple(workers[rank].placement for rank in members)})
-    return replace(
-        state,
-        members=tuple(members),
-        group=group,
-        generation=state.generation + 1,
-        workers=workers,
-        plan=plan,
-        rounds=0,
-    )
+    plan = state.plan.model_copy(update={"workers": tuple(workers[rank].placement for rank in state.members)})
+    group = state.group.model_copy(update={"shares": tuple(shares)})
+    return replace(state, workers=workers, plan=plan, group=group, shown=state.shown.anew())
 
 
 def drop(state: Running, rank: int, reason: str) -> Running:
@@ -98,7 +105,7 @@ def settle_membership(state: Running, training: Training, job_id: str, attempt: 
         for rank in joining:
             commands.append(Record("worker_joined", {"rank": rank, "node": state.workers[rank].placement.node_name}))
         return form(state, job_id, attempt, members), commands
-    return _rebalanced(state, job_id, attempt), commands
+    return _rebalanced(state), commands
 
 
 def _needed(state: Running, training: Training, joining: Sequence[int]) -> set[int]:
@@ -110,15 +117,14 @@ def _needed(state: Running, training: Training, joining: Sequence[int]) -> set[i
     return set(holders[:1]) - set(staying) if not set(holders) & set(staying) else set()
 
 
-def _rebalanced(state: Running, job_id: str, attempt: int) -> Running:
-    """Other shares, where the measured speeds promise a clear gain."""
-    speeds = [state.workers[rank].cell_s for rank in state.members]
-    known = [seconds for seconds in speeds if seconds]
-    if len(known) < len(speeds) or len(speeds) < 2 or state.rounds < FIRST_ROUNDS:
+def _rebalanced(state: Running) -> Running:
+    """Other shares, where the measured speeds promise a clear gain. The group stays as it is formed."""
+    known = [seconds for rank in state.members if (seconds := state.workers[rank].cell_s)]
+    if len(known) < len(state.members) or len(known) < 2 or state.rounds < FIRST_ROUNDS:
         return state
-    better = split_by_speed(state.plan.microbatches, speeds)
+    better = split_by_speed(state.plan.microbatches, known)
     if slowest(better, known) < (1 - REBALANCE_GAIN) * slowest(state.group.shares, known):
-        return form(state, job_id, attempt, state.members)
+        return _share(state, better)
     return state
 
 
@@ -129,13 +135,21 @@ def stale(state: Running, training: Training) -> tuple[tuple[int, ...], int | No
     return behind, source if behind else None
 
 
-def note_speed(worker: Worker, trained: Trained) -> Worker:
-    """Fold a round's measured compute time into the worker's speed."""
-    if not trained.cells:
+def note_pace(worker: Worker, pace: Pace) -> Worker:
+    """Fold a round's measured times into the worker's."""
+    if not pace.steps:
         return worker
-    seconds = trained.busy_s / trained.cells
-    smoothed = seconds if worker.cell_s is None else (1 - SMOOTHING) * worker.cell_s + SMOOTHING * seconds
-    return replace(worker, cell_s=smoothed)
+    rest_s = max(0.0, pace.seconds - pace.busy_s - pace.waited_s) / pace.steps
+    worker = replace(worker, rest_s=smoothed(worker.rest_s, rest_s))
+    if pace.cells:
+        return replace(worker, cell_s=smoothed(worker.cell_s, pace.busy_s / pace.cells))
+    if worker.cell_s is None:
+        return worker
+    return replace(worker, cell_s=(1 - FORGETTING) * worker.cell_s)  # it may have become faster: some day it is tried
+
+
+def smoothed(before: float | None, seconds: float) -> float:
+    return seconds if before is None else (1 - SMOOTHING) * before + SMOOTHING * seconds
 
 
 def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:

@@ -20,7 +20,8 @@ class Base(DeclarativeBase):
 class JobRow(Base):
     """One submitted job. submission, plan, training, checkpoints (newest first), delivery: the models' JSON.
 
-    wish: how many workers the user asked for since it was submitted. hardware_class: of the first attempt.
+    wish: how many workers the user asked for since it was submitted. hardware_class: of the first attempt. user: whose
+    token submitted it.
     """
 
     __tablename__ = "jobs"
@@ -43,6 +44,7 @@ class JobRow(Base):
     delivered_at: Mapped[float | None]
     wish: Mapped[int | None]
     hardware_class: Mapped[str | None]
+    user: Mapped[str]
 
 
 class EventRow(Base):
@@ -74,10 +76,11 @@ class CommitRow(Base):
 
 
 class TokenRow(Base):
-    """An access token, by its sha256. role: "client" or "node"."""
+    """An access token, by its sha256. role: "admin" (a client, too), "client" or "node". user: whom it stands for."""
 
     __tablename__ = "tokens"
 
     sha256: Mapped[str] = mapped_column(primary_key=True)
     role: Mapped[str]
     created_at: Mapped[float]
+    user: Mapped[str]

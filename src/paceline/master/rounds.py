@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.grid import Grid
-from paceline.master import members, poison
-from paceline.master.ends import discard_checkpoints, end, recover, state_record
+from paceline.master import correcting, members, poison
+from paceline.master.ends import discard_checkpoints, end, park, recover, state_record
 from paceline.master.states import (
     Checkpoint,
     Command,
@@ -66,9 +66,9 @@ def answered(job: Job, state: Running, rank: int, message: FromWorker, now: floa
         case WorkerFailed(error=error):
             return end(job, Failed(error), now)
         case CheckpointWritten(checkpoint=ref):
-            return _checkpointed(job, state, ref)
+            return _checkpointed(job, state, ref, now)
         case Warned(error=error):
-            return replace(job, state=replace(state, pending=None)), [Record("warning", error)]
+            return _not_checkpointed(job, state, error, now)
         case Trained() | Suspected() | Checked() | Evaluated() | Saved() | PeerLost() if _expected(
             state, rank, message
         ):
@@ -98,14 +98,28 @@ def _expected(state: Running, rank: int, message: FromWorker) -> bool:
     return False
 
 
-def _checkpointed(job: Job, state: Running, ref: CheckpointRef) -> Outcome:
+def _checkpointed(job: Job, state: Running, ref: CheckpointRef, now: float) -> Outcome:
     if state.pending is None or state.pending.step != ref.step:
         return job, []
     checkpoints = (Checkpoint(ref=ref, training=state.pending), *job.checkpoints)
     dropped = tuple(checkpoint.ref.blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:])
-    job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=replace(state, pending=None))
+    awaited, state = _only_writes(state.order), replace(state, pending=None)
+    job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=state)
     discard: list[Command] = [Discard(dropped)] if dropped else []
-    return job, [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
+    commands: list[Command] = [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
+    return _after(commands, settle(job, state, now)) if awaited else (job, commands)
+
+
+def _not_checkpointed(job: Job, state: Running, error: dict[str, Any], now: float) -> Outcome:
+    """Training goes on; so a job that was to leave by this checkpoint stays."""
+    awaited, state = _only_writes(state.order), replace(state, pending=None, preempted=None)
+    job, warning = replace(job, state=state), Record("warning", error)
+    return _after([warning], settle(job, state, now)) if awaited else (job, [warning])
+
+
+def _only_writes(order: TrainRound | CheckRound | EvaluateRound | SaveRound | None) -> bool:
+    """Whether the round trains no step, and is over once its checkpoint is written."""
+    return isinstance(order, TrainRound) and order.checkpoint and order.from_step == order.to_step
 
 
 # ---- the end of a round ----
@@ -125,6 +139,8 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
     torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
     if torn and not state.lost and not grace_over:
         return job, [SetTimer(PEER_LOST_BOUND_S, Late(job.attempt, f"peer lost in {waiting_for(state)}"))]
+    if _only_writes(state.order) and state.pending is not None and not torn:
+        return job, []
     match state.order:
         case TrainRound() as order:
             return _commit(job, state, order, now)
@@ -152,13 +168,15 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     workers = dict(state.workers)
     for rank, answer in done.items():
         workers[rank] = replace(workers[rank], step=answer.step)
-        if isinstance(answer, Trained) and state.rounds:  # a group's first round is cold: it tells no one's speed
-            workers[rank] = members.note_speed(workers[rank], answer)
+        if isinstance(answer, Trained):
+            workers[rank] = members.note_pace(workers[rank], answer.pace)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
     state = replace(state, workers=workers, rounds=state.rounds + 1)
     torn = [answer.reason for answer in done.values() if isinstance(answer, PeerLost)]
     if torn:
         state = members.broken(state)
+    elif all(isinstance(answer, Trained) for answer in done.values()):
+        state = correcting.observe(state, {rank: a for rank, a in done.items() if isinstance(a, Trained)}, now)
     if furthest.losses or not torn:
         state = replace(state, torn=0)
     elif not state.lost:  # a death explains itself, and is bounded by the attempts
@@ -183,8 +201,9 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     data |= {"samples_per_s": samples / seconds, "steps_per_epoch": state.grid.steps_per_epoch}
     if to_step > job.furthest:
         job = replace(job, furthest=to_step, fruitless=0)
+    state, told = (state, []) if torn else correcting.correct(job, state, now)
     job, commands = advance(replace(job, state=state), state, now)
-    return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *commands]
+    return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *told, *commands]
 
 
 def _with_losses(job: Job, grid: Grid, from_step: int, losses: tuple[float, ...]) -> Job:
@@ -287,11 +306,14 @@ def _order_training(job: Job, state: Running, now: float) -> Outcome:
         return recover(job, "no worker holds the committed state", now)
     due_evaluation = at > training.evaluated_step and at % _eval_every(job, state.grid) == 0
     only_copy = bool(state.stopping) or due_evaluation
-    checkpoint = not only_copy and _checkpoint_due(job, state, now)
+    leaves = None if only_copy else state.preempted
+    if leaves and at == (job.checkpoint.ref.step if job.checkpoint else 0):
+        return park(job, leaves, now)
+    checkpoint = bool(leaves) or (not only_copy and _checkpoint_due(job, state, now))
     order = TrainRound(
         group=state.group,
         from_step=at,
-        to_step=at if only_copy else _round_end(job, state),
+        to_step=at if only_copy or leaves else _round_end(job, state),
         mark_best=training.unmarked_best and not only_copy,
         checkpoint=checkpoint,
         behind=behind,
@@ -341,7 +363,7 @@ def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
 def _order(job: Job, state: Running, order: TrainRound | CheckRound | EvaluateRound | SaveRound, now: float) -> Outcome:
     state = replace(state, order=order, ordered_at=now, answers={}, lost=())
     commands: list[Command] = [Send(job.attempt, rank, order) for rank in members.asked(state)]
-    if isinstance(order, SaveRound):
+    if isinstance(order, SaveRound) or _only_writes(order):
         commands.append(SetTimer(SAVE_BOUND_S, Late(job.attempt, waiting_for(state))))
     return replace(job, state=state), commands
 

@@ -35,6 +35,7 @@ from paceline.master.states import (
     NodeDraining,
     Output,
     Planned,
+    Preempted,
     Queued,
     Record,
     Recovering,
@@ -141,7 +142,7 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
     """The job after the event, and what to do. Never raises for an event that comes late or twice."""
     if isinstance(job.state, TERMINAL):
         return job, []
-    if isinstance(event, Answer | Lost | AttemptEnded | Late) and event.attempt != job.attempt:
+    if isinstance(event, Answer | Lost | AttemptEnded | Late | Preempted) and event.attempt != job.attempt:
         return job, []
     match event, job.state:
         case CancelRequested(), _:
@@ -164,6 +165,9 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
             record = Record("worker_lost", {"reason": text, "rank": rank, "node": begun.plan.workers[rank].node_name})
             job, commands = _lost(job, text, now)
             return job, [record, *commands]
+        case Preempted(_, for_job, reason), ScriptStarting() | ScriptRunning(failure=None):
+            job, commands = _recover(replace(job, fruitless=0), reason, now)
+            return job, [Record("preempted", {"for": for_job, "reason": reason}), *commands]
         case NodeDraining(node_id), ScriptStarting() | ScriptRunning(failure=None) as begun:
             return _drain(job, begun.plan, node_id, now)
         case Late(_, waiting_for), ScriptStarting() as starting if waiting_for == SETUP:

@@ -10,12 +10,14 @@ from paceline.grid import Grid
 from paceline.master import members
 from paceline.master.ends import end, fall_back, state_record
 from paceline.master.rounds import advance
+from paceline.master.shown import Shown
 from paceline.master.states import (
     Checkpoint,
     Failed,
     Job,
     Late,
     Outcome,
+    Planned,
     Record,
     Running,
     Send,
@@ -26,7 +28,7 @@ from paceline.master.states import (
     Worker,
 )
 from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
-from paceline.plan import Placement, Plan
+from paceline.plan import Placement
 
 SETUP_BOUND_S = 900.0
 TICK_S = 1.0
@@ -35,15 +37,17 @@ SETUP = "setup"
 Building = Mapping[int, tuple[Placement, str]]
 
 
-def start(job: Job, plan: Plan) -> Outcome:
+def start(job: Job, planned: Planned) -> Outcome:
     """The next attempt, as it was planned."""
-    attempt = job.attempt + 1
+    attempt, plan = job.attempt + 1, planned.plan
     building = {placement.rank: (placement, "") for placement in plan.workers}
     job = replace(
         job,
         attempt=attempt,
         fruitless=job.fruitless + 1,
         hardware_class=job.hardware_class or plan.hardware_class,
+        nodes={node.id: node for node in planned.nodes},
+        known=planned.known,
         state=Starting(plan, building),
     )
     return job, [
@@ -122,6 +126,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
     running = Running(
         plan=state.plan,
         grid=Grid(ready.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed),
+        parameters=ready.parameters,
         fingerprint=ready.fingerprint,
         members=ranks,
         workers=state.workers,
@@ -130,6 +135,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         checkpointed_at=now,
         target=max(len(ranks), state.plan.most_workers),
         next_rank=len(ranks),
+        shown=Shown(enough=len(ranks)),
         leaving=frozenset(r for r, worker in state.workers.items() if worker.placement.node_id in state.draining),
     )
     running = members.form(running, job.id, job.attempt, ranks)

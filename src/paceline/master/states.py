@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from paceline.grid import Grid
+from paceline.master.shown import Shown
+from paceline.measured import Measured
 from paceline.messages import (
     CheckpointRef,
     CheckRound,
@@ -21,7 +23,8 @@ from paceline.messages import (
     ToWorker,
     TrainRound,
 )
-from paceline.plan import Placement, Plan
+from paceline.plan import Node, Placement, Plan
+from paceline.planner.reconsider import Add
 from paceline.spec import Submission
 from paceline.stop import StopCondition
 
@@ -87,8 +90,9 @@ class Output(BaseModel):
 class Worker:
     """A worker that has built everything. step: its model's state is that after so many steps.
 
-    cell_s: seconds that it takes for one cell, smoothed. moved_at: when it last made progress; beat_at: when it was
-    last heard; phase, stack: what it was doing then.
+    cell_s, rest_s: seconds that it takes for one cell; of a step for all else but exchanges, such as the optimizer;
+    both smoothed. moved_at: when it last made progress; beat_at: when it was last heard; phase, stack: what it was
+    doing then.
     """
 
     placement: Placement
@@ -96,6 +100,7 @@ class Worker:
     store_port: int
     step: int
     cell_s: float | None = None
+    rest_s: float | None = None
     counter: tuple[int, int] = (0, 0)
     moved_at: float = 0.0
     beat_at: float = 0.0
@@ -127,18 +132,20 @@ class Starting:
 
 @dataclass(frozen=True)
 class Running:
-    """members: ranks that train, in the group's order; workers also has those that are ready to join.
+    """members: ranks that train, in the group's order; workers also has those that are ready to join. parameters:
+    how many are trained.
 
     order: what the members (or the first, for a save) were asked; answers: theirs so far. lost: why members were lost
     since the order. leaving: members to be released once they can be spared. target: how many workers the job wants.
     failed_joins: workers in a row that were to join and never became ready. torn: rounds in a row in which the members
     lost each other, though none of them was gone, and trained no step. suspected: what says that the next step can't be
     right. trusted_step: one that was computed twice, to the same bits. step_s, evaluation_s: of the last
-    round's steps, of the longest evaluation.
+    round's steps, of the longest evaluation. preempted: why the job is to leave its nodes at the next commit.
     """
 
     plan: Plan
     grid: Grid
+    parameters: int
     fingerprint: str
     members: tuple[int, ...]
     workers: Mapping[int, Worker]
@@ -164,11 +171,13 @@ class Running:
     torn: int = 0
     suspected: Suspected | None = None
     trusted_step: int | None = None
+    preempted: str | None = None
+    shown: Shown = field(default_factory=Shown)
 
 
 @dataclass(frozen=True)
 class Recovering:
-    """The attempt is lost; its last workers are being ended."""
+    """The attempt is over, lost or preempted; its last workers are being ended."""
 
     reason: str
 
@@ -221,7 +230,8 @@ class Job:
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
     the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it.
+    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. known, nodes: what the
+    present attempt was planned by; nodes by their ids, with those that came since.
     """
 
     id: str
@@ -235,6 +245,8 @@ class Job:
     checkpoints: tuple[Checkpoint, ...] = ()
     wish: int | None = None
     hardware_class: str | None = None
+    known: Measured = field(default_factory=Measured)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -249,7 +261,9 @@ class Job:
     def wanted(self) -> int:
         """How many more workers a running job could use."""
         state = self.state
-        if not isinstance(state, Running) or state.stopping or state.failed_joins >= MAX_FAILED_JOINS:
+        if not isinstance(state, Running) or state.stopping or state.preempted:
+            return 0
+        if state.failed_joins >= MAX_FAILED_JOINS:
             return 0
         staying = len(set(state.workers) - state.leaving) + len(state.building)
         return max(0, state.target - staying)
@@ -260,9 +274,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Planned:
-    """The planner's decision for the next attempt."""
+    """The planner's decision for the next attempt, and what it knew."""
 
     plan: Plan
+    known: Measured = field(default_factory=Measured)
+    nodes: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -274,10 +290,17 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Recruited:
-    """A place for one more worker of a running attempt; the placement's rank is not used."""
+    """A place for one more worker of a running attempt; the placement's rank is not used.
+
+    node: it is on. cell_s: seconds that a cell is expected to take there, None where nothing tells. decision: None
+    where the place of one that is lost, or was asked for, is filled.
+    """
 
     attempt: int
     placement: Placement
+    node: Node | None = None
+    cell_s: float | None = None
+    decision: Add | None = None
 
 
 @dataclass(frozen=True)
@@ -328,6 +351,15 @@ class ScaleRequested:
 
 
 @dataclass(frozen=True)
+class Preempted:
+    """Another job is to have the nodes: leave them at the next commit, by a checkpoint of it. reason: in numbers."""
+
+    attempt: int
+    for_job: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class NodeDraining:
     """The node is to be given back."""
 
@@ -349,6 +381,7 @@ Event = (
     | Late
     | Tick
     | ScaleRequested
+    | Preempted
     | NodeDraining
     | CancelRequested
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, inspect, select, text, update
+from sqlalchemy import Connection, create_engine, delete, event, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -19,7 +19,8 @@ from paceline.plan import Plan
 from paceline.script import ScriptSubmission
 from paceline.spec import Submission
 
-HEAD = "0004"
+HEAD = "0006"
+ADMIN = "admin"  # the user of the folder's own tokens
 
 
 class Store:
@@ -38,7 +39,9 @@ class Store:
 
     # ---- jobs ----
 
-    def add_job(self, job_id: str, submission: Submission | ScriptSubmission, now: float) -> tuple[JobRow, bool]:
+    def add_job(
+        self, job_id: str, submission: Submission | ScriptSubmission, now: float, user: str = ADMIN
+    ) -> tuple[JobRow, bool]:
         """Store a submission; (row, whether it is new). The same request id gives the same job."""
         options = submission.options
         row = JobRow(
@@ -53,6 +56,7 @@ class Store:
             training={},
             checkpoints=[],
             created_at=now,
+            user=user,
         )
         try:
             with self._sessions.begin() as session:
@@ -132,14 +136,31 @@ class Store:
 
     # ---- tokens ----
 
-    def add_token(self, token: str, role: str, now: float) -> None:
+    def add_token(self, token: str, role: str, now: float, user: str = ADMIN) -> None:
         with self._sessions.begin() as session:
-            session.merge(TokenRow(sha256=_hash(token), role=role, created_at=now))
+            session.merge(TokenRow(sha256=_hash(token), role=role, created_at=now, user=user))
 
-    def role(self, token: str) -> str | None:
+    def own_tokens(self, admin: str, node: str, now: float) -> None:
+        """Let these be the master's own, in the place of any former ones."""
+        self.revoke_tokens(ADMIN)
+        self.add_token(admin, "admin", now)
+        self.add_token(node, "node", now)
+
+    def token(self, token: str) -> TokenRow | None:
+        """Whose it is; None where it was never made, or is revoked."""
         with self._sessions() as session:
-            row = session.get(TokenRow, _hash(token))
-        return row.role if row else None
+            return session.get(TokenRow, _hash(token))
+
+    def tokens(self) -> list[TokenRow]:
+        """Oldest first."""
+        with self._sessions() as session:
+            return list(session.scalars(select(TokenRow).order_by(TokenRow.created_at, TokenRow.sha256)))
+
+    def revoke_tokens(self, user: str) -> int:
+        """Forget all tokens of a user; how many there were."""
+        with self._sessions.begin() as session:
+            gone = session.execute(delete(TokenRow).where(TokenRow.user == user).returning(TokenRow.sha256))
+            return len(gone.all())
 
 
 def _columns(job: Job | ScriptJob, plan: Plan | None, now: float) -> dict[str, Any]:

@@ -26,10 +26,9 @@ def most_workers(work: Workload, best: Candidate, numbers: Numbers) -> int:
     if best.taken[0][0].lone or best.workers == cells:
         return best.workers
     ideal = best.slots[0].node.model_copy(update={"cores": cells * work.options.threads, "load": 0.0})
-    counts = sorted({*range(1, min(cells, 8) + 1), *(max(1, cells // part) for part in range(1, 9))})
+    counts: list[int] = sorted({*range(1, min(cells, 8) + 1), *(max(1, cells // part) for part in range(1, 9))})
     steps = {count: _step_s(work, [Slot(ideal, best.slots[0].device)] * count) for count in counts}
-    enough = [count for count in counts if steps[count] * (1 - WORTH) <= min(steps.values())]
-    return min(enough)
+    return next(count for count in counts if steps[count] * (1 - WORTH) <= min(steps.values()))
 
 
 def one_more(

@@ -19,10 +19,11 @@ from paceline.planner.growth import most_workers
 from paceline.planner.predict import crew_of, sent_by_each
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import node_reasons
+from paceline.planner.refusal import asked_for_too_many
 from paceline.planner.request import Request
 from paceline.planner.rooms import Room, when_idle
 from paceline.planner.search import Candidate
-from paceline.planner.summary import asked_for_too_many, summary
+from paceline.planner.summary import summary
 from paceline.spec import Facts, TrainOptions
 
 
@@ -46,7 +47,7 @@ def plan_workers(
     begun_on = hardware_class if options.reproducible else None
     request = Request(Workload(options, facts, known), nodes, wish, begun_on)
     if wish is None and (options.resources.workers or 1) > options.microbatches:
-        raise asked_for_too_many(request.work)
+        raise asked_for_too_many(request.work, _on_idle_nodes(request))
     rooms = request.rooms()
     choice = request.choose(rooms)
     if choice.best is None:
@@ -58,19 +59,16 @@ def plan_or_wait(
     nodes: Sequence[Node],
     options: TrainOptions,
     facts: Facts,
-    queue: Waiting,
+    queue: Waiting | None,
     known: Measured = Measured(),  # noqa: B008 - it is frozen
 ) -> Plan:
     """The plan of a job that would be submitted now; where it would have to wait, that of the idle cluster.
 
-    queue: the place that it would get, and its expected start. Raises Unplaceable where it would be refused.
+    queue: the place that it would get, and its expected start; None where it would start at once. Raises Unplaceable
+    where it would be refused.
     """
-    try:
-        plan = plan_workers(nodes, options, facts, known=known)
-        return plan if queue.place == 1 else plan.model_copy(update={"waiting": queue})
-    except Unplaceable as refused:
-        if not refused.details.get("busy"):
-            raise
+    if queue is None:
+        return plan_workers(nodes, options, facts, known=known)
     return plan_workers(when_idle(nodes), options, facts, known=known).model_copy(update={"waiting": queue})
 
 
@@ -88,13 +86,18 @@ def _refused(request: Request, rooms: Sequence[Room], choice: Choice) -> Unplace
     if later.best is not None:
         fact = refusal.over_limits(work, choice) if choice.candidates else refusal.too_little(work, own, needs)
         return Unplaceable(fact, "It waits until running jobs end.", busy=True)
+    return refusal.countered(work, fact, _on_idle_nodes(request), refusal.more_nodes(own, begun_on))
+
+
+def _on_idle_nodes(request: Request) -> refusal.Planned:
+    """The same request with other options, on the idle cluster."""
 
     def planned(changed: TrainOptions) -> tuple[Choice, Sequence[Room]]:
-        asked = replace(request, work=replace(work, options=changed))
+        asked = replace(request, work=replace(request.work, options=changed))
         idle = [room.when_idle() for room in asked.rooms()]
         return asked.choose(idle), idle
 
-    return refusal.countered(work, fact, planned, refusal.more_nodes(own, begun_on))
+    return planned
 
 
 def _plan(request: Request, rooms: Sequence[Room], choice: Choice, best: Candidate) -> Plan:

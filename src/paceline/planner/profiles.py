@@ -120,11 +120,8 @@ def _estimated_from(work: Workload, speed: float | None) -> str:
 
 def speed_of(node: Node, kind: str) -> float | None:
     """FLOP/s of a core, or of the slowest device of a kind, in steps of 5%; None where it is not calibrated."""
-    slowest = 0.0
-    for found in node.speed:
-        if found.device.startswith(kind) and found.flop_per_s > 0 and (found.flop_per_s < slowest or not slowest):
-            slowest = found.flop_per_s
-    return in_steps(slowest) if slowest else None
+    found = [c.flop_per_s for c in node.speed if c.device.startswith(kind) and c.flop_per_s > 0]
+    return in_steps(min(found)) if found else None
 
 
 def in_steps(value: float) -> float:

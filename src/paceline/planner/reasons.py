@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from paceline.explain import counted, duration, size
 from paceline.plan import Node, NodeReason, Prediction
@@ -33,7 +34,9 @@ def node_reasons(
         for name, (room, number) in mine.items()
     ]
     for at, room in enumerate(rooms):
-        names = tuple(node.name for node in room.nodes if node.name not in mine)
+        names = tuple(map(attrgetter("name"), room.nodes))
+        if not mine.keys().isdisjoint(names):
+            names = tuple(name for name in names if name not in mine)
         if room.excluded:
             text = room.excluded
         elif work.options.reproducible and room.node.hardware_class != pool:

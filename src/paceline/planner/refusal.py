@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from paceline.errors import Unplaceable
-from paceline.explain import duration, size
+from paceline.explain import counted, duration, size
 from paceline.planner.choose import Choice
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import money, told
 from paceline.planner.rooms import Room
+from paceline.planner.summary import grid
 from paceline.spec import TrainOptions
 
 Planned = Callable[[TrainOptions], tuple[Choice, Sequence[Room]]]  # on the idle cluster
@@ -32,6 +33,20 @@ def class_gone(rooms: Sequence[Room], begun_on: str) -> Unplaceable:
 
 def _why_not(room: Room, begun_on: str) -> str:
     return room.excluded or f"hardware class {room.node.hardware_class} computes other bits than {begun_on}"
+
+
+def asked_for_too_many(work: Workload, planned: Planned) -> Unplaceable:
+    """More workers than microbatches: some would have nothing to do."""
+    asked, cells = work.options.resources.workers, work.options.microbatches
+    fewer: Changes = {"resources": {"workers": cells}}
+    fits = planned(_with(work.options, fewer))[0].best is not None
+    return Unplaceable(
+        f"{asked} workers were asked for, and a batch has {grid(work)}.",
+        f"Ask for at most {counted(cells, 'worker')}, or set microbatches={asked} "
+        f"and a batch_size that is a multiple of it.",
+        busy=False,
+        **({"counter": fewer} if fits else {}),
+    )
 
 
 def needs_of(work: Workload, kind: str, memory: int, workers: int, begun_on: str | None) -> str:

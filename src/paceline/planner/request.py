@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,20 +30,19 @@ class Request:
         asked = self.work.options.resources
         if asked.device != "auto":
             return asked.device
-        names = None if asked.nodes is None else frozenset(asked.nodes)
-        having = [
-            node
-            for node in self.nodes
-            if node.devices and (names is None or node.name in names) and self.begun_on in (None, node.hardware_class)
-        ]
+        having = [node for node in self.nodes if node.devices and self._may_use(node)]
         kinds = {device.kind for node in having for device in node.devices}
         kind = next((kind for kind in ("cuda", "mps") if kind in kinds), "cpu")
         if kind == "cpu":
             return kind
-        accelerated = min(costs(self.work, node, kind).cell_s for node in having)
-        usable = (node for node in self.nodes if names is None or node.name in names)
-        plain = [costs(self.work, node, "cpu") for node in usable if self.begun_on in (None, node.hardware_class)]
-        return "cpu" if min(cost.cell_s * (1 + cost.uncertainty) for cost in plain) < accelerated else kind
+        accelerated = [costs(self.work, node, kind) for node in _one_of_each_class(having)]
+        plain = [costs(self.work, n, "cpu") for n in _one_of_each_class([n for n in self.nodes if self._may_use(n)])]
+        surely_s = min(cost.cell_s * (1 + cost.uncertainty) for cost in plain)
+        return "cpu" if surely_s < min(cost.cell_s for cost in accelerated) else kind
+
+    def _may_use(self, node: Node) -> bool:
+        names = self.work.options.resources.nodes
+        return (names is None or node.name in names) and self.begun_on in (None, node.hardware_class)
 
     @property
     def numbers(self) -> Numbers:
@@ -66,3 +65,12 @@ class Request:
             if self.begun_on in (None, room.node.hardware_class):
                 by_class.setdefault(room.node.hardware_class, []).append(room)
         return choose(self.work, [by_class[name] for name in sorted(by_class)], self.numbers)
+
+
+def _one_of_each_class(nodes: Sequence[Node]) -> Iterable[Node]:
+    """The first by id: the same one in whatever order they are listed."""
+    found: dict[str, Node] = {}
+    for node in nodes:
+        if node.hardware_class not in found or node.id < found[node.hardware_class].id:
+            found[node.hardware_class] = node
+    return found.values()

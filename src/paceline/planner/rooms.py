@@ -18,9 +18,7 @@ from paceline.planner.profiles import SPEED_STEP, Workload, costs, speed_of
 MASTER_BYTES = 512 * 2**20
 MASTER_CORES_FROM = 4  # on a smaller node the master shares the cores
 
-_PLAIN = attrgetter(
-    "hardware_class", "cores", "free_cores", "devices", "free_devices", "price", "is_master", "draining", "quarantined"
-)
+_PLAIN = attrgetter("hardware_class", "cores", "free_cores", "price", "is_master", "draining", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Room:
     """What each of these nodes, by name, offers.
 
     now, idle: workers that fit on it now, and when no job runs. lone: one worker fits, but no more than one in all,
-    since an exchange needs memory too. excluded: why the job may not use it, whatever room it has.
+    since an exchange needs memory too. excluded: why the job may not use it, whatever room it has. linked: those of the
+    nodes with a measured link.
     """
 
     nodes: tuple[Node, ...]
@@ -38,6 +37,7 @@ class Room:
     idle: int
     lone: bool = False
     excluded: str = ""
+    linked: tuple[Node, ...] = ()
 
     @property
     def node(self) -> Node:
@@ -74,11 +74,11 @@ def _span(amounts: Sequence[int]) -> str:
 
 
 def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
-    """All nodes, grouped; rooms in the order of their first node's name."""
+    """All nodes, grouped; rooms in the order of their first node's id."""
     memory = _Memory(work, kind, nodes)
     allowed = None if work.options.resources.nodes is None else frozenset(work.options.resources.nodes)
     alike: dict[tuple[object, ...], list[Node]] = {}
-    for node in sorted(nodes, key=attrgetter("name", "id")):
+    for node in sorted(nodes, key=attrgetter("id")):
         need = memory.of(node)
         kept_back = MASTER_BYTES if node.is_master else 0
         whole, free = max(0, node.memory - kept_back), max(0, node.free_memory - kept_back)
@@ -89,6 +89,7 @@ def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
             free // need or -(free >= memory.of(node, workers=1)),  # -1: a lone worker only
             speed_of(node, kind),
             _crowded(work, node),
+            _devices(node, kind) if node.devices else None,
         )
         alike.setdefault(key, []).append(node)
     return [_room(tuple(same), work, kind, memory) for same in alike.values()]
@@ -116,7 +117,7 @@ class _Memory:
 
 def _crowded(work: Workload, node: Node) -> int:
     """How much others' load slows the workers of a full node down, in steps of 5%."""
-    if not node.load:
+    if node.load + node.free_cores <= node.cores * (1 + SPEED_STEP / 2):
         return 0
     return round(math.log(slowdown(work, node, max(1, node.free_cores // work.options.threads))) / SPEED_STEP)
 
@@ -127,9 +128,19 @@ def _room(nodes: tuple[Node, ...], work: Workload, kind: str, memory: _Memory) -
         return Room(nodes, kind, gang, 0, 0, excluded=out)
     idle = _fitting(nodes, work, kind, gang, now=False)
     if idle or alone == gang:
-        return Room(nodes, kind, gang, _fitting(nodes, work, kind, gang, now=True), idle)
+        return Room(nodes, kind, gang, _fitting(nodes, work, kind, gang, now=True), idle, linked=_linked(nodes, work))
     now, idle = (min(1, _fitting(nodes, work, kind, alone, now=at)) for at in (True, False))
     return Room(nodes, kind, alone if idle else gang, now, idle, lone=idle > 0)
+
+
+def _linked(nodes: tuple[Node, ...], work: Workload) -> tuple[Node, ...]:
+    return tuple([node for node in nodes if node.id in work.links]) if work.links else ()
+
+
+def _devices(node: Node, kind: str) -> tuple[int, int, int]:
+    """Devices, those of the kind, and those of them that are free."""
+    fitting = [device.index for device in node.devices if device.kind == kind]
+    return len(node.devices), len(fitting), len(set(fitting) & set(node.free_devices))
 
 
 def _excluded(node: Node, work: Workload) -> str:
@@ -146,7 +157,7 @@ def _fitting(nodes: tuple[Node, ...], work: Workload, kind: str, need: int, now:
     node = nodes[0]
     reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
     kept_back = MASTER_BYTES if node.is_master else 0
-    memory = min(node.free_memory if now else node.memory for node in nodes) - kept_back
+    memory: int = min(map(attrgetter("free_memory" if now else "memory"), nodes)) - kept_back
     cores = (node.free_cores if now else node.cores) - reserved
     most = min(cores // work.options.threads, memory // need)
     if kind != "cpu":

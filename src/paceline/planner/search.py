@@ -72,9 +72,7 @@ class Search:
     def __init__(self, work: Workload, rooms: Sequence[Room]) -> None:
         self._work = work
         self._rooms = front(work, [room for room in rooms if room.now])
-        linked = work.links.keys()
-        found = ((room, node) for room in rooms if linked and room.now for node in room.nodes if node.id in linked)
-        self._linked = {node.id: (room, node) for room, node in found}
+        self._linked = {node.id: (room, node) for room in rooms if room.now for node in room.linked}
         self._seconds = {id(room): seconds_alone(work, room) for room in self._rooms}
         self.most = sum(room.now * len(room.nodes) for room in rooms if not room.lone)
 
@@ -132,7 +130,6 @@ class Search:
         quick = nsmallest(LOOKED_AT, free, key=lambda pair: (self._seconds[id(pair[0])], -pair[0].now, pair[1].name))
         roomy = nsmallest(LOOKED_AT, free, key=lambda pair: (-pair[0].now, self._seconds[id(pair[0])], pair[1].name))
         near = [self._linked[name] for name in self._neighbours(mine) if name in self._linked]
-        near = [(room, node) for room, node in near if not room.lone]
         rates = {node.id: self._rate(node.id, mine) for _, node in near}
         near = nsmallest(LOOKED_AT, near, key=lambda pair: (-rates[pair[1].id], -pair[0].now, pair[1].name))
         yield from {node.id: (room, node) for room, node in (*quick, *roomy, *near)}.values()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.errors import Unplaceable
 from paceline.explain import counted, duration
 from paceline.grid import DEFAULT_MICROBATCHES, MOST_COST
 from paceline.planner.choose import Choice
@@ -52,15 +51,3 @@ def grid(work: Workload) -> str:
     if 2 * options.microbatches > min(DEFAULT_MICROBATCHES, options.batch_size):
         return f"{number}: {sample}, so that cutting costs little"
     return f"{number}: {sample}, and cutting {options.batch_size} of them further would cost more than {MOST_COST:.0%}"
-
-
-def asked_for_too_many(work: Workload) -> Unplaceable:
-    """More workers than microbatches: some would have nothing to do."""
-    asked, cells = work.options.resources.workers, work.options.microbatches
-    return Unplaceable(
-        f"{asked} workers were asked for, and a batch has {grid(work)}.",
-        f"Ask for at most {counted(cells, 'worker')}, or set microbatches={asked} "
-        f"and a batch_size that is a multiple of it.",
-        busy=False,
-        counter={"resources": {"workers": cells}},
-    )

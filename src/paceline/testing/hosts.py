@@ -9,11 +9,14 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from paceline.testing.limits import Limits
 from paceline.testing.links import Bridge, Link, free_subnet
 from paceline.testing.system import left_behind, require_emulation, tool, unique_name
+
+NAMESPACES = Path("/run/netns")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Host:
     @property
     def within(self) -> list[str]:
         """The start of a command line; what follows runs on this host, and its process is the command's own."""
-        return [*(self.limits.within if self.limits else []), "ip", "netns", "exec", self.namespace]
+        # `ip netns exec` would hide /sys, and with it the limits, from the agent that asks what it may use
+        return [*(self.limits.within if self.limits else []), "nsenter", f"--net={NAMESPACES / self.namespace}"]
 
     def run(self, *command: str) -> str:
         """Run a command on this host; return what it printed. Raises CalledProcessError."""

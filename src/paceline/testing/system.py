@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-TOOLS = ("ip", "tc", "openssl")
+TOOLS = ("ip", "tc", "nsenter", "openssl")
 _PREFIX = re.compile(r"^(?:paceline-|pl)(\d+)-")
 _count = count()
 
@@ -34,7 +34,7 @@ def require_emulation() -> None:
         raise EmulationUnavailable(f"Making network namespaces needs root; this is user {os.geteuid()}.", "Use sudo.")
     missing = [name for name in TOOLS if shutil.which(name) is None]
     if missing:
-        raise EmulationUnavailable(f"{', '.join(missing)} can't be found.", "Install iproute2 and openssl.")
+        raise EmulationUnavailable(f"{', '.join(missing)} can't be found.", "Install iproute2, util-linux and openssl.")
     try:
         tool("ip", "netns", "add", name := f"{unique_name()}try")
         tool("ip", "netns", "del", name)

@@ -92,8 +92,8 @@ class ExactTrainer:
                     into.last_cell(cell)
                 with self._monitor.doing("compute"):
                     rows[cell - first, LOSS] = self._cell(step, cell, kept[-1])
-                rows[cell - first, STATISTICS:] = self._pool.take_row()
-                into.cell_done(cell)
+                    rows[cell - first, STATISTICS:] = self._pool.take_row()
+                    into.cell_done(cell)
                 self._monitor.cells += 1
         finally:
             self._pool.end_step(None)

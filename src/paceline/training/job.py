@@ -24,6 +24,7 @@ from paceline.messages import (
     EvaluateRound,
     Group,
     Message,
+    Pace,
     PeerLost,
     Progressed,
     Ready,
@@ -131,13 +132,12 @@ class TrainingJob:
         """Do the round's steps. Raises what the user's code raises."""
         losses: list[float] = []
         started = time.perf_counter()
-        waited_before, cells_before = self._monitor.waited_s, self._monitor.cells
         try:
             workers, trainer = self._join(order.group)
             if order.source is not None:
                 self._copy_state(order, workers)
             self._before_steps(order)
-            self._do_steps(order, workers, trainer, losses)
+            pace = self._do_steps(order, workers, trainer, losses)
         except LostPeer as lost:
             self._leave()
             return PeerLost(step=self._step, losses=tuple(losses), reason=str(lost)[:500])
@@ -152,14 +152,12 @@ class TrainingJob:
                 reason=suspect.reason,
                 evidence=suspect.evidence,
             )
-        seconds = time.perf_counter() - started
         return Trained(
             from_step=order.from_step,
             step=self._step,
             losses=tuple(losses),
-            seconds=seconds,
-            busy_s=max(0.0, seconds - (self._monitor.waited_s - waited_before)),
-            cells=self._monitor.cells - cells_before,
+            seconds=time.perf_counter() - started,
+            pace=pace,
         )
 
     def _before_steps(self, order: TrainRound) -> None:
@@ -169,21 +167,26 @@ class TrainingJob:
             with self._monitor.doing("checkpoint"):
                 self._write_checkpoint(order.from_step)
 
-    def _do_steps(self, order: TrainRound, workers: WorkerGroup, trainer: ExactTrainer, losses: list[float]) -> None:
+    def _do_steps(self, order: TrainRound, workers: WorkerGroup, trainer: ExactTrainer, losses: list[float]) -> Pace:
+        warm = self._batches is not None
         if self._batches is None:
             self._batches = self._train.stream(self._requests(workers.shares[workers.place], order.from_step))
         self.program.model.train()
+        since = self._monitor.read()
         reporting = self._rank == order.group.members[0]
         started = reported = time.monotonic()
         for step in range(order.from_step, order.to_step):
             losses.append(trainer.step(step, self._batches, trusted=step == order.trusted_step))
             self._step = self._monitor.step = step + 1
+            if not warm:
+                warm, since = True, self._monitor.read()
             now = time.monotonic()
             if reporting and now - reported > PROGRESS_EVERY_S and step + 1 < order.to_step:
                 reported = now
                 samples = self.grid.samples_seen(step + 1) - self.grid.samples_seen(order.from_step)
                 self._send(Progressed(step=step + 1, loss=losses[-1], samples_per_s=samples / (now - started)))
         self._pool.refuse_other_updates()
+        return since.until(self._monitor.read())
 
     def check(self, order: CheckRound) -> Checked:
         """Compute again what another member computed of the next step; this one's state stays as it is."""
@@ -206,7 +209,7 @@ class TrainingJob:
     # ---- the group ----
 
     def _join(self, group: Group) -> tuple[WorkerGroup, ExactTrainer]:
-        """The trainer of this group; a new group is formed only when the master names one."""
+        """The trainer of this group; a new group is formed only when the master names one. Its shares may change."""
         if self._group is None or self._group[0].key != group.key:
             self._leave()
             given_up = self._given_up.setdefault(group.key, threading.Event())
@@ -221,7 +224,10 @@ class TrainingJob:
                 self._monitor,
             )
             self._group = (workers, trainer)
-        return self._group
+        workers, trainer = self._group
+        if workers.shares != group.shares:
+            workers.shares, self._batches = group.shares, None  # what was read ahead belongs to the former share
+        return workers, trainer
 
     def _leave(self) -> None:
         """Forget the group. What was read ahead belongs to its share, or to a step that was torn."""

@@ -6,13 +6,35 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.messages import Beat
+from paceline.messages import Beat, Pace
 
 STACK_FRAMES = 6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The monitor's counters and clock at one moment."""
+
+    at: float
+    step: int
+    cells: int
+    busy_s: float
+    waited_s: float
+
+    def until(self, later: Reading) -> Pace:
+        return Pace(
+            steps=later.step - self.step,
+            cells=later.cells - self.cells,
+            seconds=later.at - self.at,
+            busy_s=later.busy_s - self.busy_s,
+            waited_s=later.waited_s - self.waited_s,
+        )
 
 
 class Monitor:
@@ -22,20 +44,23 @@ class Monitor:
         self.step = 0
         self.cells = 0
         self.phase = "idle"
-        self.waited_s = 0.0
+        self._spent: defaultdict[str, float] = defaultdict(float)  # seconds, by phase
         self._main = threading.main_thread().ident
 
     @contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """Name the phase inside the block. Time in "exchange" counts as waiting."""
+        """Name the phase inside the block. "exchange" counts as waiting, "data" and "compute" as work on cells."""
         before, self.phase = self.phase, phase
         started = time.perf_counter()
         try:
             yield
         finally:
             self.phase = before
-            if phase == "exchange":
-                self.waited_s += time.perf_counter() - started
+            self._spent[phase] += time.perf_counter() - started
+
+    def read(self) -> Reading:
+        busy_s = self._spent["data"] + self._spent["compute"]
+        return Reading(time.perf_counter(), self.step, self.cells, busy_s, self._spent["exchange"])
 
     def beat(self) -> Beat:
         return Beat(step=self.step, cells=self.cells, phase=self.phase, stack=self._stack())

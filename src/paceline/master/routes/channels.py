@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from paceline import versions
 from paceline.errors import PacelineError
 from paceline.master.cluster import SendMessage
-from paceline.master.context import Master, bearer, role_of
+from paceline.master.context import Master, bearer, caller_of
 from paceline.messages import (
     AgentHello,
     Calibrated,
@@ -61,7 +61,7 @@ async def agent(socket: WebSocket) -> None:
     """An agent's channel; the node is in the cluster as long as it is open."""
     master: Master = socket.app.state.master
     try:
-        allowed = role_of(master, bearer(socket)) == "node"
+        allowed = caller_of(master, bearer(socket)).role == "node"
     except PacelineError:
         allowed = False
     if not allowed:

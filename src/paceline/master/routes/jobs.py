@@ -17,13 +17,13 @@ from paceline import versions
 from paceline.errors import Conflict, Expired, InvalidSpec
 from paceline.grid import Grid
 from paceline.master import ledger
-from paceline.master.context import Master, The, allow
+from paceline.master.context import Master, The, TheCaller, allow
 from paceline.master.feed import FeedEvent
 from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
-from paceline.plan import Plan, Waiting
+from paceline.plan import Plan
 from paceline.planner.planner import plan_or_wait
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
@@ -31,6 +31,7 @@ from paceline.spec import Submission, TrainOptions
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 KEEP_ALIVE_S = 15.0
 LOG_PAGE_BYTES = 256 * 1024
+LOOKED_AT_WITHIN_S = 1.0
 
 Place = Annotated[int, Query(ge=0, lt=2**53)]
 
@@ -38,11 +39,16 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[allow("client")]
 
 
 class JobView(BaseModel):
-    """A job as the API shows it. queue_place: 1 is next; None where it does not wait."""
+    """A job as the API shows it. user: who submitted it.
+
+    queue_place: 1 is next; None where it does not wait. expected_start_s: seconds from now by which it starts, as far
+    as predictions go; None where they can't tell. queue_reason: why it waits.
+    """
 
     id: str
     kind: Literal["train", "script"]
     name: str | None
+    user: str
     state: str
     attempt: int
     step: int
@@ -50,6 +56,8 @@ class JobView(BaseModel):
     plan: Plan | None
     error: dict[str, Any] | None
     queue_place: int | None
+    expected_start_s: float | None
+    queue_reason: str | None
     created_at: float
     ended_at: float | None
     delivered_at: float | None
@@ -91,18 +99,21 @@ class LogPage(BaseModel):
 
 
 def view(master: Master, row: JobRow) -> JobView:
-    queue = master.controller.queue()
+    wait = master.controller.scheduler.waits.get(row.id)
     return JobView(
         id=row.id,
         kind="script" if is_script(row.submission) else "train",
         name=row.name,
+        user=row.user,
         state=row.state,
         attempt=row.attempt,
         step=row.training.get("step", 0),
         history=_finite(row),
         plan=Plan.model_validate(row.plan) if row.plan else None,
         error=row.error,
-        queue_place=queue.index(row.id) + 1 if row.id in queue else None,
+        queue_place=wait.place if wait else None,
+        expected_start_s=wait.start_in_s if wait else None,
+        queue_reason=wait.reason if wait else None,
         created_at=row.created_at,
         ended_at=row.ended_at,
         delivered_at=row.delivered_at,
@@ -120,21 +131,26 @@ def _finite(row: JobRow) -> list[dict[str, float | None]]:
 
 
 @router.post("", status_code=201)
-async def submit(master: The, submission: Submission) -> JobView:
-    """Store a job, then plan and run it. The same request id again answers with the same job."""
+async def submit(master: The, caller: TheCaller, submission: Submission) -> JobView:
+    """Store a job, then plan and run it: the answer tells its plan, or its place in the queue.
+
+    The same request id again answers with the same job.
+    """
     await run_in_threadpool(check_submission, master, submission)
-    return view(master, await master.controller.submit(submission))
+    job_id = (await master.controller.submit(submission, caller.user)).id
+    await master.controller.scheduler.looked_at(job_id, LOOKED_AT_WITHIN_S)
+    return view(master, await run_in_threadpool(master.store.job, job_id))
 
 
 @router.post("/plan")
-async def plan(master: The, submission: Submission) -> Plan:
+async def plan(master: The, caller: TheCaller, submission: Submission) -> Plan:
     """What the master would decide now; where the job would have to wait, for when it starts. Nothing is stored or run.
 
     No blobs are needed.
     """
     versions.check(submission.versions, master.versions, "the client")
-    nodes, queue = master.cluster.nodes(), Waiting(place=len(master.controller.queue()) + 1)
-    return await run_in_threadpool(plan_or_wait, nodes, submission.options, submission.facts, queue)
+    queue = await master.controller.scheduler.foresee(submission, caller.user)
+    return await run_in_threadpool(plan_or_wait, master.cluster.nodes(), submission.options, submission.facts, queue)
 
 
 def check_submission(master: Master, submission: Submission) -> None:

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from paceline import versions
 from paceline.errors import Conflict, Expired
-from paceline.master.context import Master, The, allow
+from paceline.master.context import Master, The, TheCaller, allow
 from paceline.master.retention import expires_at
 from paceline.master.routes.jobs import JobView, check_blobs, view
 from paceline.messages import Returned
@@ -36,10 +36,10 @@ class OutputView(BaseModel):
 
 
 @router.post("/scripts", status_code=201)
-async def submit(master: The, submission: ScriptSubmission) -> JobView:
+async def submit(master: The, caller: TheCaller, submission: ScriptSubmission) -> JobView:
     """Store a script's job, then plan and run it. The same request id again answers with the same job."""
     await run_in_threadpool(_check, master, submission)
-    return view(master, await master.controller.submit(submission))
+    return view(master, await master.controller.submit(submission, caller.user))
 
 
 @router.post("/scripts/plan")
