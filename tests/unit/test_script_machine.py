@@ -26,6 +26,7 @@ from paceline.master.states import (
     NodeDraining,
     Output,
     Planned,
+    Preempted,
     Record,
     Send,
     SetTimer,
@@ -220,6 +221,13 @@ def test_a_node_that_is_given_back_moves_the_script() -> None:
     assert scene.play(NodeDraining("elsewhere")) == []
     assert StopWorkers(1) in scene.play(NodeDraining("n1"))
     assert scene.job.training.restarts == 0
+
+
+def test_a_script_that_is_to_make_room_starts_anew_later_and_that_is_not_counted() -> None:
+    scene = running()
+    assert StopWorkers(1) in scene.play(Preempted(1, "job-2", "job-2 is of a higher priority"))
+    scene.play(Preempted(1, "job-2", "again"), AttemptEnded(1))
+    assert (scene.job.state_name, scene.job.training.restarts) == ("WAITING", 0)
 
 
 def test_what_is_reported_is_recorded_and_rank_0s_newest_values_are_the_jobs() -> None:
