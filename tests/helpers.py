@@ -20,6 +20,11 @@ def wait_until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+def whole_log(job: pl.Job) -> str:
+    """All that the workers of a job printed: their last lines may come after its end."""
+    return "".join(job.follow_logs())
+
+
 @contextlib.contextmanager
 def running_master(folder: Path, **settings: object) -> Iterator[pl.Client]:
     """A master with these settings, and a client of it."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from paceline.plan import Plan
+    from paceline.reports import report
+    from paceline.script import ScriptSpec
     from paceline.spec import Resources, TrainSpec
     from paceline.stop import MaxEpochs, MaxSteps, MaxTime, Metric, Patience
 
@@ -52,6 +54,8 @@ _HOMES = {
         "VersionMismatch", "WaitTimeout",
     ),
     "paceline.plan": ("Plan",),
+    "paceline.reports": ("report",),
+    "paceline.script": ("ScriptSpec",),
     "paceline.spec": ("Resources", "TrainSpec"),
     "paceline.stop": ("MaxEpochs", "MaxSteps", "MaxTime", "Metric", "Patience"),
 }  # fmt: skip
@@ -61,8 +65,8 @@ __all__ = [
     "Client", "Conflict", "Corrupt", "DataMismatch", "DiskFull", "Expired", "FolderInUse", "Forbidden", "InvalidSpec",
     "Job", "JobCancelled", "JobFailed", "MasterUnreachable", "MaxEpochs", "MaxSteps", "MaxTime", "Metric",
     "ModelUnknown", "NonFinite", "NotFound", "NotYetSupported", "PacelineError", "Patience", "Plan", "ProtocolError",
-    "Resources", "Result", "TrainSpec", "Unauthorized", "Unpicklable", "Unplaceable", "UserCodeError",
-    "VersionMismatch", "WaitTimeout",
+    "Resources", "Result", "ScriptSpec", "TrainSpec", "Unauthorized", "Unpicklable", "Unplaceable", "UserCodeError",
+    "VersionMismatch", "WaitTimeout", "report",
 ]  # fmt: skip
 
 

@@ -114,6 +114,8 @@ def _is_as_planned(plan: Plan) -> bool:
 
 
 def _workers(plan: Plan) -> list[str]:
+    if plan.mode == "script":  # whose ranks have no shares of a grid
+        return _table(("rank", "node", "device"), [(str(w.rank), w.node_name, w.device) for w in plan.workers])
     rows = [(str(w.rank), w.node_name, w.device, f"{w.share[0]}..{w.share[1] - 1}") for w in plan.workers]
     return _table(("rank", "node", "device", f"microbatches of {plan.microbatches}"), rows)
 

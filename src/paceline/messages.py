@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter
 
 from paceline.measured import Calibration, Profile
 from paceline.plan import Device
+from paceline.script import ScriptSubmission
 from paceline.spec import Submission, Versions
 
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -115,8 +116,38 @@ class GiveUp(Message):
     key: str
 
 
+class ScriptSetup(Message):
+    """Fetch the project, install its requirements, serve a store; answer with ScriptReady."""
+
+    kind: Literal["script_setup"] = "script_setup"
+    submission: ScriptSubmission
+
+
+class RunScript(Message):
+    """Run the script, or call the function, with these variables in its environment; answer with ScriptEnded."""
+
+    kind: Literal["run_script"] = "run_script"
+    environment: dict[str, str]
+
+
+class SaveOutput(Message):
+    """Upload the output folder (rank 0 only gets this); answer with OutputSaved."""
+
+    kind: Literal["save_output"] = "save_output"
+
+
 ToWorker = Annotated[
-    Setup | ProbeSetup | TrainRound | CheckRound | EvaluateRound | SaveRound | GiveUp, Field(discriminator="kind")
+    Setup
+    | ProbeSetup
+    | TrainRound
+    | CheckRound
+    | EvaluateRound
+    | SaveRound
+    | GiveUp
+    | ScriptSetup
+    | RunScript
+    | SaveOutput,
+    Field(discriminator="kind"),
 ]
 
 
@@ -294,6 +325,50 @@ class PeerLost(Message):
     reason: str
 
 
+class ScriptReady(Message):
+    """The script may start. store_port: of this worker's store, which rank 0's is the rendezvous of."""
+
+    kind: Literal["script_ready"] = "script_ready"
+    store_port: int
+
+
+class Returned(Message):
+    """What a function returned on one rank, as a blob: JSON, or a safetensors file of its tensors by name."""
+
+    form: Literal["json", "tensor", "tensors"]
+    blob: str
+    nbytes: int
+
+
+class ScriptEnded(Message):
+    """status: exit code, or minus the signal's number. ended_at: seconds since the epoch, by the node's clock.
+
+    error: where it failed, a PacelineError's JSON with the script's last traceback. returned: of a function.
+    """
+
+    kind: Literal["script_ended"] = "script_ended"
+    status: int
+    ended_at: float
+    error: dict[str, Any] | None = None
+    returned: Returned | None = None
+
+
+class Reported(Message):
+    """What the script said of its progress in the last half second. step: the newest one, where it named any."""
+
+    kind: Literal["reported"] = "reported"
+    step: int | None
+    values: dict[str, float]
+
+
+class OutputSaved(Message):
+    """The output folder is uploaded as a tar file; blob is None where the script made no such folder."""
+
+    kind: Literal["output_saved"] = "output_saved"
+    blob: str | None
+    nbytes: int = 0
+
+
 FromWorker = Annotated[
     WorkerHello
     | Beat
@@ -309,7 +384,11 @@ FromWorker = Annotated[
     | CheckpointWritten
     | Warned
     | WorkerFailed
-    | PeerLost,
+    | PeerLost
+    | ScriptReady
+    | ScriptEnded
+    | Reported
+    | OutputSaved,
     Field(discriminator="kind"),
 ]
 
@@ -350,6 +429,13 @@ class StopWorkers(Message):
     ranks: tuple[int, ...] | None = None
 
 
+class ForgetJob(Message):
+    """The job has ended: nothing of it is to stay on the node."""
+
+    kind: Literal["forget_job"] = "forget_job"
+    job_id: str
+
+
 class ListenForProbe(Message):
     """Let another agent that knows the secret measure the way to you; answer with ProbeListening or ProbeFailed."""
 
@@ -369,7 +455,7 @@ class ProbeLink(Message):
 
 
 ToAgent = Annotated[
-    Welcome | Refused | StartWorker | StopWorkers | ListenForProbe | ProbeLink, Field(discriminator="kind")
+    Welcome | Refused | StartWorker | StopWorkers | ListenForProbe | ProbeLink | ForgetJob, Field(discriminator="kind")
 ]
 
 

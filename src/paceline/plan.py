@@ -171,7 +171,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    mode: Literal["exact"] = "exact"
+    mode: Literal["exact", "script"] = "exact"
     workers: tuple[Placement, ...]
     hardware_class: str
     cores_per_worker: int

@@ -349,3 +349,8 @@ class Submission(BaseModel):
     @property
     def packages(self) -> tuple[PackageRef, ...]:
         return (self.program, self.train_data, *((self.val_data,) if self.val_data else ()))
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """All that the workers need of the master."""
+        return tuple(blob for package in self.packages for blob in package.blobs)

@@ -52,7 +52,20 @@ spec = pl.TrainSpec(
     metrics={"accuracy": accuracy}, stop=pl.MaxEpochs(5),
 )
 """
+SCRIPT = """
+import os, sys
+from pathlib import Path
+import paceline
+if len(sys.argv) < 3:
+    raise KeyError("nobody to greet")
+print("hello", sys.argv[2], "from", os.environ["RANK"], "of", os.environ["WORLD_SIZE"])
+paceline.report(step=3, loss=0.5)
+if os.environ["RANK"] == "0":
+    Path("outputs").mkdir()
+    Path("outputs/greeting").write_text(sys.argv[2])
+"""
 FILES = {
+    "project/hello.py": SCRIPT,
     "beside.py": BESIDE,
     "job.py": JOB,
     "endless.py": "from job import *\nspec = spec.model_copy(update={'stop': pl.MaxEpochs(100_000)})\n",
@@ -107,6 +120,7 @@ def shell_in(folder: Path) -> Shell:
     """A shell whose folder holds the spec files."""
     folder.mkdir()
     for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     (x, y), (val_x, val_y) = digits()
     np.savez(folder / "digits.npz", x=x, y=y, val_x=val_x, val_y=val_y)
@@ -261,6 +275,39 @@ def test_a_detached_job_goes_on_until_it_is_cancelled_and_then_has_no_model(shel
     assert shell.json("cancel", job_id) == {"id": job_id, "state": "CANCELLED"}
     assert "had already ended" in shell.run("cancel", job_id).out
     assert shell.error("model", job_id)[0] == 12
+
+
+def test_run_shows_what_a_script_prints_and_fetches_its_output(shell: Shell, up: dict[str, Any]) -> None:
+    done = shell.run("run", "--workers", "2", "--workdir", "project", "--", "hello.py", "--name", "you")
+    assert done.code == 0, done.err
+    assert "[1.1] hello you from 1 of 2" in done.out
+    job = shell.json("jobs")[0]
+    assert (job["kind"], job["state"], job["history"]) == ("script", "SUCCEEDED", [{"step": 3.0, "loss": 0.5}])
+    assert (shell.folder / f"{job['id']}-output" / "greeting").read_text() == "you"
+    told = shell.json("output", job["id"], "-o", "again")
+    assert (shell.folder / "again" / "greeting").read_text() == "you"
+    assert told == {
+        "id": job["id"], "state": "SUCCEEDED", "output": str(shell.folder / "again"), "values": {"loss": 0.5},
+        "seconds": told["seconds"],
+    }  # fmt: skip
+    shown = shell.json("job", job["id"])
+    assert (shown["command"], shown["result"]["folder"]) == ("hello.py --name you", "outputs")
+    assert "hello.py --name you" in shell.run("job", job["id"]).out
+    assert shell.error("output", job["id"], "-o", "again")[1]["code"] == "usage"
+    assert shell.error("model", job["id"])[1]["code"] == "conflict"
+
+
+def test_run_ends_with_the_traceback_of_the_rank_that_failed(shell: Shell, up: dict[str, Any]) -> None:
+    def refused(*arguments: str) -> tuple[int, dict[str, Any]]:  # a --json at the end would be the script's
+        done = shell.run("run", "--json", "--workdir", "project", *arguments)
+        return done.code, json.loads(done.out)["error"]
+
+    code, error = refused("--max-restarts", "1", "--", "hello.py", "--json")
+    assert (code, error["code"], error["details"]["rank"]) == (8, "user_code", 0)
+    assert "KeyError: 'nobody to greet'" in error["details"]["traceback"]
+    assert shell.json("job", error["details"]["job_id"])["attempt"] == 2
+    assert refused("missing.py")[1]["code"] == "invalid_spec"
+    assert refused("--env", "A", "hello.py")[1]["code"] == "usage"
 
 
 def workers_of(shell: Shell, job_id: str) -> list[str]:

@@ -59,7 +59,8 @@ def test_the_page_documents_these_commands_and_no_others() -> None:
     written = re.findall(r"^### `paceline (\w+)", PAGE.read_text(), re.MULTILINE)
     assert sorted(written) == sorted(COMMANDS)
     assert set(COMMANDS) == {
-        "up", "join", "login", "train", "plan", "jobs", "job", "logs", "scale", "cancel", "model", "nodes", "drain", "tokens", "doctor",
+        "up", "join", "login", "train", "plan", "run", "jobs", "job", "logs", "scale", "cancel", "model", "output", "nodes",
+        "drain", "tokens", "doctor",
     }  # fmt: skip
 
 

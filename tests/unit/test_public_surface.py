@@ -49,6 +49,7 @@ def test_errors_have_the_codes_and_statuses_of_the_document() -> None:
     ("heading", "model"),
     [
         ("Fields of a `TrainSpec`", pl.TrainSpec),
+        ("Fields of a `ScriptSpec`", pl.ScriptSpec),
         ("Fields of `Resources`", pl.Resources),
         ("Settings of a master", MasterSettings),
     ],

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from itertools import takewhile
 from typing import Annotated
 
 import typer
 
-from paceline.cli import cluster, doctor, jobs, tokens, train, up
+from paceline.cli import cluster, doctor, jobs, run, tokens, train, up
 from paceline.cli.output import show, show_error
 from paceline.errors import PacelineError
 
 USAGE_EXIT_CODE = 2
 COMMANDS = {
-    "Jobs": (train.train, train.plan, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model),
+    "Jobs": (
+        train.train, train.plan, run.run, jobs.jobs, jobs.job, jobs.logs, jobs.scale, jobs.cancel, jobs.model,
+        run.output,
+    ),
     "Cluster": (up.up, cluster.join, cluster.login, cluster.nodes, cluster.drain, tokens.tokens, doctor.doctor),
-}
+}  # fmt: skip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 for panel, commands in COMMANDS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        # behind the script's name everything is the script's, as with torchrun
+        settings = {"allow_interspersed_args": command is not run.run}
+        app.command(rich_help_panel=panel, context_settings=settings)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -43,7 +49,7 @@ def paceline(
 
 def main() -> None:
     """Run the command line. Every PacelineError ends as fact and remedy, with its own exit code."""
-    as_json = "--json" in sys.argv[1:]
+    as_json = "--json" in takewhile(lambda argument: argument != "--", sys.argv[1:])
     try:
         sys.exit(_run_for_programs() if as_json else app())
     except PacelineError as error:

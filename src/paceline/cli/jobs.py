@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +13,11 @@ from paceline.cli.common import JobId, Json, connect
 from paceline.cli.delivery import Output, check_output, deliver, reproducible
 from paceline.cli.output import counted, pairs, rows, show, span, values
 from paceline.errors import Conflict, Expired
+from paceline.script import ScriptOptions
 
 if TYPE_CHECKING:
     from paceline.client.client import Client
+    from paceline.spec import TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 CANCEL_WITHIN_S = 60.0
@@ -58,7 +61,7 @@ def job(job_id: JobId, json: Json = False) -> None:
     """Show one job: its state, values, error, plan and model."""
     with connect() as client:
         handle = client.job(job_id)
-        found, stop = handle.info(), handle.options().stop
+        found, options = handle.info(), handle.options()
         model, model_text = _model(client, found)
     texts: list[Any] = [
         pairs(
@@ -71,7 +74,7 @@ def job(job_id: JobId, json: Json = False) -> None:
                 ("submitted", _clock(found["created_at"])),
                 ("steps", found["step"]),
                 ("seconds", f"{found['train_seconds']:.1f} of training" if found["ended_at"] else None),
-                ("stops at", stop),
+                *_asked(options),
                 ("values", values(found["history"][-1]) if found["history"] else None),
                 ("error", found["error"] and f"{found['error']['fact']} {found['error']['remedy']}"),
                 *model_text,
@@ -82,13 +85,22 @@ def job(job_id: JobId, json: Json = False) -> None:
         from paceline.plan import Plan
 
         texts += ["", Plan.model_validate(found["plan"]).explain()]
-    show(json, {**found, "stop": str(stop), "result": model}, *texts)
+    show(json, {**found, **dict(_asked(options)), "result": model}, *texts)
+
+
+def _asked(options: TrainOptions | ScriptOptions) -> list[tuple[str, str]]:
+    """What the job is to do, by the name of the field that says so."""
+    if isinstance(options, ScriptOptions):
+        return [("command", shlex.join(options.command) or "a function")]
+    return [("stop", str(options.stop))]
 
 
 def _model(client: Client, found: dict[str, Any]) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
     """What a finished job delivers, for programs and for people."""
     if found["state"] != "SUCCEEDED":
         return None, []
+    if found["kind"] == "script":
+        return _output(client, found["id"])
     try:
         model = client.get(f"/jobs/{found['id']}/result")
     except Expired as gone:
@@ -96,6 +108,16 @@ def _model(client: Client, found: dict[str, Any]) -> tuple[dict[str, Any] | None
     kept = f"{model['nbytes']:,} bytes, kept until {_clock(model['expires_at'])}; `paceline model {found['id']}`"
     texts = [("stopped", model["stop_reason"]), ("digest", model["digest"]), ("repeats", reproducible(model))]
     return model, [*texts, ("model", kept)]
+
+
+def _output(client: Client, job_id: str) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """What a finished script left, for programs and for people."""
+    try:
+        output = client.get(f"/jobs/{job_id}/output")
+    except Expired as gone:
+        return None, [("output", gone.fact)]
+    kept = f"{output['folder']}, {output['nbytes']:,} bytes, kept until {_clock(output['expires_at'])}"
+    return output, [("output", f"{kept}; `paceline output {job_id}`" if output["blob"] else "none")]
 
 
 def _clock(seconds: float) -> str:

@@ -73,7 +73,7 @@ def train(
             found = job.info()
             show(json, found, f"{job.id} is with the master: {state_of(found)}. See `paceline job {job.id}`.")
             return
-        with _naming(job, local):
+        with naming(job, local):
             if not json:
                 found = job.info()
                 console().print(f"job      {job.id}")
@@ -85,7 +85,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _naming(job: Job, local: bool) -> Iterator[None]:
+def naming(job: Job, local: bool) -> Iterator[None]:
     """An error says whose it is; and Ctrl-C, which ends only the watching, what becomes of the job."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,10 +14,12 @@ import httpx
 from paceline.client import login
 from paceline.client.embedded import EmbeddedMaster, embed
 from paceline.client.job import Job
+from paceline.client.scripts import Call, prepare_script
 from paceline.client.submission import Packed, prepare
 from paceline.errors import InvalidSpec
 from paceline.measured import Link
 from paceline.plan import Node, Plan
+from paceline.script import ScriptSpec
 from paceline.spec import TrainSpec
 from paceline.tls import trusting
 from paceline.transfer import BlobStore, raise_for, unreachable
@@ -84,6 +86,33 @@ class Client:
         made = self.post("/jobs", json=packed.submission.model_dump(mode="json"))
         self._templates[made["id"]] = spec.model
         return self.job(made["id"])
+
+    def run(self, script: str, args: Sequence[str] = (), **fields: Any) -> Job:
+        """Run a script that works under `torchrun`, as it is: `run("train.py", ["--epochs", "3"], workdir=".")`.
+
+        fields: of a `ScriptSpec`; `resources=pl.Resources(workers=4)` for four ranks.
+        """
+        return self.submit_script(ScriptSpec(command=(script, *args), **fields))
+
+    def call(self, function: Callable[..., Any], /, *args: Any, spec: ScriptSpec | None = None, **named: Any) -> Job:
+        """Call a function on each rank, under the environment of `torchrun`; `job.returned()` has what it returned.
+
+        It returns JSON values, a tensor or a dict of tensors: nothing that a worker pickled is ever opened here.
+        spec: `ScriptSpec(workdir=None, resources=pl.Resources(workers=2))`; one rank and no files by default.
+        """
+        return self.submit_script(spec or ScriptSpec(workdir=None), (function, args, named))
+
+    def submit_script(self, spec: ScriptSpec, call: Call | None = None, request_id: str | None = None) -> Job:
+        """Hand a script, or a call of a function, to the master. The same request id twice is one job."""
+        packed = prepare_script(spec, self.models, call, request_id)
+        self._upload(packed)
+        made = self.post("/scripts", json=packed.submission.model_dump(mode="json"))
+        return self.job(made["id"])
+
+    def plan_script(self, spec: ScriptSpec) -> Plan:
+        """Where the master would run this script now; runs and stores nothing."""
+        body = prepare_script(spec, self.models).submission.model_dump(mode="json")
+        return Plan.model_validate(self.post("/scripts/plan", json=body))
 
     def plan(self, model: Any = None, train_data: Any = None, *, spec: TrainSpec | None = None, **fields: Any) -> Plan:
         """What the master would decide for this job now, by what it knows; runs, measures and stores nothing."""

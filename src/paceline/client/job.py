@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.archive import unpack_folder
 from paceline.client.events import ENDED, Event, follow, past
 from paceline.client.result import Result
+from paceline.client.returned import read_returned
 from paceline.digest import model_digest
-from paceline.errors import Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
+from paceline.errors import Conflict, Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
 from paceline.plan import Plan
+from paceline.script import ScriptOptions
 from paceline.spec import TrainOptions
 
 if TYPE_CHECKING:
@@ -57,14 +60,21 @@ class Job:
         return past(self._client.http, self.id)
 
     def watch(self) -> None:
-        """Show a progress bar and the evaluations until the job ends. A failed job raises in result(), not here."""
-        from paceline.client.progress import show
+        """Show progress until the job ends: evaluations, or what a script prints. A failed job does not raise here."""
+        options = self.options()
+        if isinstance(options, ScriptOptions):
+            from paceline.client.scriptprogress import show_script
 
-        show(self.events(), self.options())
+            show_script(self.events(), self.follow_logs())
+        else:
+            from paceline.client.progress import show
 
-    def options(self) -> TrainOptions:
+            show(self.events(), options)
+
+    def options(self) -> TrainOptions | ScriptOptions:
         """The plain part of the job's spec."""
-        return TrainOptions.model_validate(self._client.get(f"/jobs/{self.id}/options"))
+        found = self._client.get(f"/jobs/{self.id}/options")
+        return (ScriptOptions if "command" in found else TrainOptions).model_validate(found)
 
     def logs(self) -> str:
         """What the workers have printed so far, each line behind `[attempt.rank]`."""
@@ -153,6 +163,42 @@ class Job:
             raise Corrupt(f"the model has the digest {digest}, not {found['digest']}.", "Fetch it again.")
         self._client.post(f"/jobs/{self.id}/delivered?digest={digest}")
         return found
+
+    # ---- what a script leaves ----
+
+    def output(self, path: str | Path, timeout: float | None = None, *, partial: bool = False) -> Path | None:
+        """Wait for the script's end and fetch its output folder to `path`, which must not be there yet.
+
+        None where it made no such folder. partial: also where the script failed, as far as it had come; without it,
+        the job's own error is raised. Raises JobCancelled, WaitTimeout.
+        """
+        found, path = self._left(timeout, partial), Path(path)
+        if found["blob"] is None:
+            return None
+        if path.exists():
+            raise Conflict(f"{path} is there already.", "Name a folder that is not.")
+        archive = self._client.models / f"{self.id}.tar"
+        self._client.blobs.download(found["blob"], archive)
+        unpack_folder(archive, path)
+        archive.unlink()
+        self._client.post(f"/jobs/{self.id}/delivered?digest={found['blob']}")
+        return path
+
+    def returned(self, timeout: float | None = None) -> list[Any]:
+        """Wait for the end of a called function; what it returned, by rank. Raises as `output` does."""
+        return [self._returned(part) for part in self._left(timeout)["returned"]]
+
+    def _left(self, timeout: float | None, partial: bool = False) -> dict[str, Any]:
+        if self.wait(timeout) != "SUCCEEDED" and not partial:
+            self._raise_failure(self.info())
+        return dict(self._client.get(f"/jobs/{self.id}/output"))
+
+    def _returned(self, part: dict[str, Any] | None) -> Any:
+        if part is None:
+            return None
+        path = self._client.models / part["blob"]
+        self._client.blobs.download(part["blob"], path)
+        return read_returned(part["form"], path)
 
     def _raise_failure(self, info: dict[str, Any]) -> None:
         if info["state"] == "CANCELLED":

@@ -13,6 +13,7 @@ from paceline.client.packaging import Package, pack
 from paceline.client.preflight import check_model, warn_of_large_captures
 from paceline.errors import InvalidSpec
 from paceline.grid import default_microbatches
+from paceline.script import ScriptSubmission
 from paceline.spec import PROGRAM_FIELDS, Facts, Submission, TrainSpec
 from paceline.versions import here
 
@@ -21,7 +22,7 @@ from paceline.versions import here
 class Packed:
     """A submission and the blobs that it names."""
 
-    submission: Submission
+    submission: Submission | ScriptSubmission
     blobs: dict[str, Any]
 
 

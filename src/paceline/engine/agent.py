@@ -33,6 +33,7 @@ from paceline.log import configure_log
 from paceline.messages import (
     MAX_MESSAGE_BYTES,
     AgentHello,
+    ForgetJob,
     LinkProbed,
     ListenForProbe,
     LogLines,
@@ -72,12 +73,15 @@ class RunningWorker:
         self.sent = 0
         self.pid: int | None = None
 
-    def unsent(self) -> str:
+    def unsent(self, ended: bool) -> str:
+        """What it has printed since, without the line that it may be printing still."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
             file.seek(self.sent)
             data = file.read(LOG_CHUNK_BYTES)
+        if not ended and len(data) < LOG_CHUNK_BYTES:
+            data = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
         self.sent += len(data)
         return data.decode(errors="replace")
 
@@ -94,6 +98,7 @@ class Agent:
         self._cores, self._price = args.cores or facts.cores(), args.price
         self._address = facts.address_towards(args.master_url)
         self._workers: dict[str, RunningWorker] = {}
+        self._over: set[str] = set()  # ended jobs whose last workers here are not seen to end yet
         self._warm = WarmWorkers(self._started, self._exited)
         self._calibrating = Calibrating(self._warm, lambda: bool(self._workers))
         self._load = LoadMeter()
@@ -185,6 +190,9 @@ class Agent:
                 self._start(order)
             case StopWorkers():
                 self._end_workers(lambda o: (o.job_id, o.attempt) == (order.job_id, order.attempt), order.ranks)
+            case ForgetJob():
+                self._over.add(order.job_id)
+                self._forget(order.job_id)
             case ListenForProbe():
                 self._do(self._listen(order))
             case ProbeLink():
@@ -206,6 +214,15 @@ class Agent:
         else:
             self._outgoing.put_nowait(LinkProbed(probe=order.probe, latency_s=latency_s, bytes_per_s=bytes_per_s))
 
+    def _job_folder(self, job_id: str) -> Path:
+        return self._folder / "jobs" / job_id
+
+    def _forget(self, job_id: str) -> None:
+        """Remove what an ended job's workers shared, once the last of them is gone."""
+        if job_id in self._over and not any(worker.order.job_id == job_id for worker in self._workers.values()):
+            self._over.discard(job_id)
+            shutil.rmtree(self._job_folder(job_id), ignore_errors=True)
+
     def _start(self, order: StartWorker) -> None:
         key = f"{order.job_id}.{order.attempt}.{order.rank}"
         folder = self._folder / "workers" / key
@@ -223,6 +240,7 @@ class Agent:
             cache=str(self._folder / "cache"),
             shared=[str(self._blobs)] if self._blobs else [],
             scratch=str(folder),
+            job=str(self._job_folder(order.job_id)),
             log=str(folder / "log"),
             ca=str(self._ca) if self._ca else None,
         )
@@ -240,15 +258,16 @@ class Agent:
     def _exited(self, key: str, status: int) -> None:
         worker = self._workers.pop(key)
         order = worker.order
-        self._queue_log(worker)
+        self._queue_log(worker, ended=True)
         self._outgoing.put_nowait(
             WorkerExited(job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail())
         )
         shutil.rmtree(worker.folder, ignore_errors=True)
+        self._forget(order.job_id)
 
-    def _queue_log(self, worker: RunningWorker) -> None:
+    def _queue_log(self, worker: RunningWorker, ended: bool = False) -> None:
         order = worker.order
-        while text := worker.unsent():
+        while text := worker.unsent(ended):
             self._outgoing.put_nowait(LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text))
 
     async def _send(self, channel: ClientConnection) -> None:

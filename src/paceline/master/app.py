@@ -20,7 +20,7 @@ from paceline.master.cluster import Cluster
 from paceline.master.context import Master
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
-from paceline.master.routes import blobs, channels, cluster, jobs, tokens
+from paceline.master.routes import blobs, channels, cluster, jobs, scripts, tokens
 from paceline.master.store import Store
 from paceline.planner.queue import Policy
 from paceline.versions import here
@@ -63,7 +63,7 @@ def create_app(master: Master) -> FastAPI:
     app = FastAPI(title="Paceline", version=master.versions.paceline, lifespan=lifespan)
     app.state.master = master
     api = APIRouter(prefix="/api/v1")
-    for part in (jobs, blobs, cluster, channels, tokens):
+    for part in (jobs, scripts, blobs, cluster, channels, tokens):
         api.include_router(part.router)
     app.include_router(api)
     app.add_exception_handler(PacelineError, _answer_error)

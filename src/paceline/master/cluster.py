@@ -10,7 +10,7 @@ from itertools import chain
 
 from paceline.errors import NotFound
 from paceline.measured import Calibration
-from paceline.messages import AgentHello, Load, Message, StartWorker, StopWorkers
+from paceline.messages import AgentHello, ForgetJob, Load, Message, StartWorker, StopWorkers
 from paceline.plan import Node, Placement
 
 SendMessage = Callable[[Message], None]
@@ -160,6 +160,11 @@ class Cluster:
         for node_id in {worker.placement.node_id for worker in self.of_attempt(job_id, attempt).values()}:
             if node_id in self._nodes:
                 self._nodes[node_id].send(StopWorkers(job_id=job_id, attempt=attempt, ranks=ranks))
+
+    def forget(self, job_id: str) -> None:
+        """The job has ended: nothing of it is to stay on the nodes."""
+        for link in self._nodes.values():
+            link.send(ForgetJob(job_id=job_id))
 
     def of_attempt(self, job_id: str, attempt: int) -> dict[int, WorkerLink]:
         """The attempt's workers that are not known to have ended, by rank."""

@@ -11,23 +11,21 @@ from typing import Any
 import structlog
 
 from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
-from paceline.master import machine, retention, states
+from paceline.master import lives, retention, states
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
-from paceline.master.ends import end
 from paceline.master.feed import Feed, FeedEvent
 from paceline.master.knowledge import Knowledge
 from paceline.master.links import Links
+from paceline.master.lives import AnyJob, AnySubmission
 from paceline.master.models import JobRow
 from paceline.master.placing import check_quota
-from paceline.master.profiles import plan_by
 from paceline.master.scheduler import Scheduler
-from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Planning, Running, Starting
+from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Planning
 from paceline.master.store import Store
-from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
+from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
 from paceline.plan import Plan
 from paceline.planner.queue import Policy
-from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
 DISCARD_EVERY_S = 10.0
@@ -41,7 +39,7 @@ class Controller:
         self.links = Links(cluster)
         self._policy = policy
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
-        self._jobs: dict[str, Job] = {}  # the unfinished ones
+        self._jobs: dict[str, AnyJob] = {}  # the unfinished ones
         self._handling = asyncio.Lock()  # the scheduler's decisions are events like any other: one at a time
         self._knowledge = Knowledge(store, self.links)
         self.scheduler = Scheduler(self._jobs, cluster, policy, self._knowledge, self._handle)
@@ -62,21 +60,17 @@ class Controller:
                 task.cancel()
 
     async def _resume(self, row: JobRow) -> None:
-        checkpoints = tuple(states.Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
-        submission = Submission.model_validate(row.submission)
-        job, commands = machine.resumed(
-            row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish, row.hardware_class
-        )
+        job, commands = lives.resumed(row)
         self._adopt(job, row)
         await self._apply(job, commands)
 
-    def _adopt(self, job: Job, row: JobRow) -> None:
+    def _adopt(self, job: AnyJob, row: JobRow) -> None:
         self._jobs[job.id] = job
         self.scheduler.adopt(row)
 
     # ---- from outside ----
 
-    async def submit(self, submission: Submission, user: str) -> JobRow:
+    async def submit(self, submission: AnySubmission, user: str) -> JobRow:
         """Store a job, then plan it.
 
         Raises Unplaceable where no cluster like this one could ever run it, or the user's quota never lets it.
@@ -89,14 +83,14 @@ class Controller:
         job_id = f"job-{uuid.uuid4().hex[:10]}"
         row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time(), user)
         if new:
-            self._adopt(Job(id=row.id, submission=submission), row)
+            self._adopt(lives.new(row.id, submission), row)
             self.scheduler.wake()
         return row
 
-    def check_placeable(self, submission: Submission) -> None:
+    def check_placeable(self, submission: AnySubmission) -> None:
         """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
         try:
-            plan_by(self._knowledge.of(submission), self._cluster.nodes(), submission)
+            lives.first_plan(self._cluster.nodes(), submission, self._knowledge.of(submission))
         except Unplaceable as refusal:
             if not refusal.details.get("busy"):
                 raise
@@ -109,8 +103,8 @@ class Controller:
     def worker_says(self, key: WorkerKey, message: FromWorker) -> None:
         job_id, attempt, rank = key
         worker = self._cluster.workers.get(key)
-        if worker is not None and isinstance(message, Progressed | Trained):
-            worker.last_step = message.step
+        if worker is not None and isinstance(message, Progressed | Trained | Reported):
+            worker.last_step = worker.last_step if message.step is None else message.step
         if isinstance(message, Progressed):
             self._feed.publish(job_id, FeedEvent(None, time.time(), "live", message.model_dump(exclude={"kind"})))
         else:
@@ -162,24 +156,21 @@ class Controller:
             if after is not job or commands:
                 await self._apply(after, commands)
 
-    def _step(self, job: Job, event: Event) -> states.Outcome:
+    def _step(self, job: AnyJob, event: Event) -> tuple[AnyJob, list[states.Command]]:
         """The machine's step. A bug in it costs this job, not all of them."""
         try:
-            return machine.step(job, event, time.monotonic())
+            return lives.step(job, event, time.monotonic())
         except Exception as error:
             log.error("machine_failed", job=job.id, event=repr(event)[:500], exc_info=error)
-            failed = JobFailed(
-                f"the master met a bug in handling this job: {error!r}.", "Please report it with the log."
-            )
-            return end(job, states.Failed(failed.to_json()), time.monotonic())
+            told = JobFailed(f"the master met a bug in handling this job: {error!r}.", "Please report it with the log.")
+            return lives.failed(job, told, time.monotonic())
 
-    async def _apply(self, job: Job, commands: list[states.Command]) -> None:
+    async def _apply(self, job: AnyJob, commands: list[states.Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
         stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack | states.Learn)]
         if stored:
-            plan = job.state.plan if isinstance(job.state, Starting | Running) else None
-            await self._save(job, plan, stored)
+            await self._save(job, lives.present_plan(job), stored)
         self._hold(job)
         for command in commands:
             self._perform(job, command)
@@ -187,8 +178,10 @@ class Controller:
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id]
             self.scheduler.forget(job.id)
+            if not isinstance(job, Job):  # a training leaves nothing behind its workers
+                self._cluster.forget(job.id)
 
-    def _hold(self, job: Job) -> None:
+    def _hold(self, job: AnyJob) -> None:
         """While a job's model is measured, the places that it will likely get are nobody else's."""
         if isinstance(job.state, Planning):
             plan = job.state.plan
@@ -196,7 +189,7 @@ class Controller:
         else:
             self._cluster.hold(job.id, (), 0, 0)
 
-    async def _save(self, job: Job, plan: Plan | None, stored: list[Any]) -> None:
+    async def _save(self, job: AnyJob, plan: Plan | None, stored: list[Any]) -> None:
         """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
         while True:
             try:
@@ -209,13 +202,13 @@ class Controller:
                 self._feed.publish(job.id, FeedEvent(row.seq, row.at, row.kind, row.data))
             return
 
-    def _perform(self, job: Job, command: states.Command) -> None:
+    def _perform(self, job: AnyJob, command: states.Command) -> None:
         match command:
             case states.Enqueue():
                 self.scheduler.wake()
             case states.StartWorkers(attempt, placements):
-                assert isinstance(job.state, Planning | Starting | Running)
-                plan = job.state.plan
+                plan = lives.present_plan(job)
+                assert plan is not None
                 lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
                 for key in lost:
                     self.worker_ended(key, "its node left before it was started")

@@ -13,6 +13,7 @@ from paceline.master.states import (
     Enqueue,
     Failed,
     Job,
+    Live,
     Outcome,
     Planning,
     Record,
@@ -28,11 +29,11 @@ from paceline.master.states import (
 MAX_FRUITLESS_ATTEMPTS = 3
 
 
-def state_record(job: Job) -> Record:
+def state_record(job: Live) -> Record:
     """The event row that tells of the job's new state."""
     data: dict[str, Any] = {"state": job.state_name, "attempt": job.attempt}
     match job.state:
-        case Failed(error):
+        case Failed(error=error):
             data["error"] = error
         case Recovering(reason) | Waiting(reason):
             data["reason"] = reason

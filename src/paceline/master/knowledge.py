@@ -8,6 +8,7 @@ from paceline.master.links import Links
 from paceline.master.profiles import kind_of
 from paceline.master.store import Store
 from paceline.measured import Measured, Profile
+from paceline.script import ScriptSubmission
 from paceline.spec import Submission
 
 
@@ -23,7 +24,9 @@ class Knowledge:
     def note(self, kind: str, profile: Profile) -> None:
         self._profiles[kind][profile.hardware_class, profile.device] = profile
 
-    def of(self, submission: Submission) -> Measured:
-        """All that was measured for such a job."""
+    def of(self, submission: Submission | ScriptSubmission) -> Measured:
+        """All that was measured for such a job; of a script, links alone."""
+        if isinstance(submission, ScriptSubmission):
+            return Measured(links=self.links.known())
         profiles = self._profiles.get(kind_of(submission), {}).values()
         return Measured(profiles=tuple(profiles), links=self.links.known())

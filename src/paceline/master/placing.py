@@ -6,39 +6,41 @@ from collections.abc import Mapping, Sequence
 
 from paceline.errors import Forbidden, Unplaceable
 from paceline.grid import Grid
-from paceline.master.profiles import plan_by
-from paceline.master.states import Job, Running
+from paceline.master.lives import AnyJob, AnySubmission, next_plan
+from paceline.master.scripts import ScriptJob
+from paceline.master.states import Running
 from paceline.measured import Measured
 from paceline.plan import Node, Plan
 from paceline.planner.queue import workers_left
 from paceline.planner.timeline import Fit, Place
 from paceline.settings import Quota
-from paceline.spec import Submission
 from paceline.stop import step_bound, time_bound
 
 
-def planner_of(jobs: Mapping[str, Job], known: Mapping[str, Measured], now: float) -> Place:
+def planner_of(jobs: Mapping[str, AnyJob], known: Mapping[str, Measured], now: float) -> Place:
     """How the queue asks for a job's plan. known: of each job, what plans build on."""
 
     def place(job_id: str, nodes: Sequence[Node], most: int | None = None) -> Fit:
         job = jobs[job_id]
-        options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
-        admitted = job.submission.model_copy(update={"options": options})
-        plan = plan_by(known[job_id], nodes, admitted, job.wish, job.hardware_class)
-        is_open = job.wish is not None or options.resources.workers is None
+        plan = next_plan(nodes, job, known[job_id])
+        if isinstance(job, ScriptJob):
+            return Fit(plan, None)  # its number of ranks is the user's word, its length nobody's
+        is_open = job.wish is not None or job.submission.options.resources.workers is None
         if most is not None and len(plan.workers) > most and is_open:
-            plan = plan_by(known[job_id], nodes, admitted, most, job.hardware_class)
+            plan = next_plan(nodes, job, known[job_id], most)
             plan = plan.model_copy(update={"summary": f"{most} worker(s): the user's quota leaves no more"})
         return Fit(plan, seconds_left(job, now, plan))
 
     return place
 
 
-def seconds_left(job: Job, now: float, plan: Plan | None = None) -> float | None:
+def seconds_left(job: AnyJob, now: float, plan: Plan | None = None) -> float | None:
     """Until the job ends at the latest, by its stop condition and its steps so far; None where nothing tells.
 
     plan: whose prediction counts before the first step.
     """
+    if isinstance(job, ScriptJob):
+        return None
     stop, options, training = job.submission.options.stop, job.submission.options, job.training
     trained_s = job.elapsed_s + (now - job.state.since if isinstance(job.state, Running) else 0.0)
     seconds = time_bound(stop)
@@ -52,7 +54,7 @@ def seconds_left(job: Job, now: float, plan: Plan | None = None) -> float | None
     return max(0.0, min(bounds)) if bounds else None
 
 
-def check_quota(submission: Submission, user: str, quota: Quota) -> None:
+def check_quota(submission: AnySubmission, user: str, quota: Quota) -> None:
     """Raise Forbidden or Unplaceable for what the user's quota will never allow."""
     options = submission.options
     if quota.priority is not None and options.priority > quota.priority:

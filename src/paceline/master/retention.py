@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paceline.master.lives import submission_of
 from paceline.master.models import JobRow
-from paceline.spec import Submission
 
 UNDELIVERED_DAYS = 30
 DELIVERED_DAYS = 7
@@ -35,8 +35,9 @@ def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
         at = expires_at(row)
         if at is not None and at <= now:
             continue
-        used |= {blob for package in Submission.model_validate(row.submission).packages for blob in package.blobs}
+        used.update(submission_of(row.submission).blobs)
         used |= {row.delivery["blob"]} if row.delivery else set()
+        used |= {returned["blob"] for returned in (row.delivery or {}).get("returned", ()) if returned}
         if row.ended_at is None:
             used |= {checkpoint["ref"]["blob"] for checkpoint in row.checkpoints or ()}
     return used

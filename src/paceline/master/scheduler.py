@@ -15,13 +15,16 @@ from paceline.errors import PacelineError, Unplaceable
 from paceline.master import probing
 from paceline.master.cluster import Cluster
 from paceline.master.knowledge import Knowledge
+from paceline.master.lives import AnyJob, present_plan
 from paceline.master.models import JobRow
 from paceline.master.newcomers import next_worker
 from paceline.master.placing import planner_of, seconds_left
 from paceline.master.profiles import too_large, with_memory
+from paceline.master.scripts import ScriptJob, ScriptRunning
 from paceline.master.states import (
     Event,
     Job,
+    Planned,
     Preempted,
     ProbeWanted,
     Queued,
@@ -29,7 +32,6 @@ from paceline.master.states import (
     Recruited,
     Refused,
     Running,
-    Starting,
     Unplaced,
     Waiting,
 )
@@ -70,7 +72,7 @@ class Scheduler:
     """One pass at a time. jobs: the controller's unfinished ones; handle: takes an event of a job."""
 
     def __init__(
-        self, jobs: Mapping[str, Job], cluster: Cluster, policy: Policy, knowledge: Knowledge, handle: Handle
+        self, jobs: Mapping[str, AnyJob], cluster: Cluster, policy: Policy, knowledge: Knowledge, handle: Handle
     ) -> None:
         self._jobs, self._cluster, self._policy = jobs, cluster, policy
         self._knowledge, self._handle = knowledge, handle
@@ -116,7 +118,7 @@ class Scheduler:
         """
         options, nodes = submission.options, self._cluster.nodes()
         newcomer = WaitingJob("", user, options.priority, 0.0, options.threads)
-        jobs = {**self._jobs, "": Job(id="", submission=submission)}
+        jobs: dict[str, AnyJob] = {**self._jobs, "": Job(id="", submission=submission)}
         decisions = await self._decisions([*self._waiting(time.time()), newcomer], jobs)
         waits = (d for d in decisions if isinstance(d, Wait) and d.job == "")
         place = next((QueuePlace(place=wait.place, expected_start_s=wait.start_in_s) for wait in waits), None)
@@ -148,11 +150,11 @@ class Scheduler:
         for decision in decisions:
             await self._perform(decision, before)
         if not any(wait.refusal is not None and wait.refusal.details.get("busy") for wait in self.waits.values()):
-            for job in [job for job in self._jobs.values() if job.wanted]:
+            for job in [job for job in self._jobs.values() if isinstance(job, Job) and job.wanted]:
                 await self._recruit(job)
         self._charge(time.monotonic())
 
-    async def _decisions(self, waiting: list[WaitingJob], jobs: Mapping[str, Job]) -> list[Decision]:
+    async def _decisions(self, waiting: list[WaitingJob], jobs: Mapping[str, AnyJob]) -> list[Decision]:
         """By the policy, beside the loop: on thousands of nodes it takes a while."""
         now = time.monotonic()
         known = {job.id: self._knowledge.of(jobs[job.id].submission) for job in waiting}
@@ -176,9 +178,11 @@ class Scheduler:
                 if refusal is not None:
                     await self._turn_away(job_id, refusal)
 
-    async def _start(self, job: Job, plan: Plan) -> None:
+    async def _start(self, job: AnyJob, plan: Plan) -> None:
         """Its workers, or first a probe of its model, with the links that its workers might use."""
         nodes = tuple(self._cluster.nodes())
+        if isinstance(job, ScriptJob):
+            return await self._handle(job.id, Planned(plan, nodes=nodes))
         event = probing.next_event(job, plan, nodes, self._knowledge.of(job.submission))
         if isinstance(event, ProbeWanted):
             self._measuring[job.id] = asyncio.create_task(self._measure_links(job.id, nodes))
@@ -242,8 +246,8 @@ class Scheduler:
             job.submission.options.priority,
             self._entries[job_id].rank,
             holds,
-            ran_s=now - state.since if isinstance(state, Running) else 0.0,
-            left_s=seconds_left(job, now, state.plan if isinstance(state, Starting | Running) else None),
+            ran_s=now - state.since if isinstance(state, Running | ScriptRunning) else 0.0,
+            left_s=seconds_left(job, now, present_plan(job)),
             leaves=isinstance(state, Recovering) or (isinstance(state, Running) and state.preempted is not None),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,7 @@ from paceline.messages import (
     EvaluateRound,
     FromWorker,
     Group,
+    Returned,
     SaveRound,
     Suspected,
     ToWorker,
@@ -68,6 +69,21 @@ class Delivery(BaseModel):
     reproducible: bool
     irreproducible_because: str | None = None
     hardware_class: str
+
+
+class Output(BaseModel):
+    """What a script left, as the client will get it. blob: a tar file of rank 0's output folder; "" for none.
+
+    returned: by each rank, where it was a function.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    blob: str
+    nbytes: int
+    folder: str
+    returned: tuple[Returned | None, ...]
+    stop_reason: str
 
 
 @dataclass(frozen=True)
@@ -198,12 +214,15 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Succeeded:
-    delivery: Delivery
+    delivery: Delivery | Output
 
 
 @dataclass(frozen=True)
 class Failed:
+    """output: what a script had written by then, where it could be fetched."""
+
     error: dict[str, Any]
+    output: Output | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +232,19 @@ class Cancelled:
 
 State = Queued | Planning | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled
 TERMINAL = (Succeeded, Failed, Cancelled)
+
+
+class Live(Protocol):
+    """What a job of any kind is known by."""
+
+    @property
+    def state(self) -> object: ...
+
+    @property
+    def state_name(self) -> str: ...
+
+    @property
+    def attempt(self) -> int: ...
 
 
 @dataclass(frozen=True)

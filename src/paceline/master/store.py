@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
 from paceline.master.models import CommitRow, EventRow, JobRow, ProfileRow, TokenRow
+from paceline.master.scripts import ScriptJob
 from paceline.master.states import TERMINAL, Commit, Failed, Job, Learn, Record, RollBack, Succeeded
 from paceline.measured import Profile
 from paceline.plan import Plan
+from paceline.script import ScriptSubmission
 from paceline.spec import Submission
 
 HEAD = "0006"
@@ -38,7 +40,9 @@ class Store:
 
     # ---- jobs ----
 
-    def add_job(self, job_id: str, submission: Submission, now: float, user: str = ADMIN) -> tuple[JobRow, bool]:
+    def add_job(
+        self, job_id: str, submission: Submission | ScriptSubmission, now: float, user: str = ADMIN
+    ) -> tuple[JobRow, bool]:
         """Store a submission; (row, whether it is new). The same request id gives the same job."""
         options = submission.options
         row = JobRow(
@@ -74,7 +78,7 @@ class Store:
             return session.scalar(select(JobRow).where(JobRow.request_id == request_id))
 
     def save(
-        self, job: Job, plan: Plan | None, records: Sequence[Record | Commit | RollBack | Learn], now: float
+        self, job: Job | ScriptJob, plan: Plan | None, records: Sequence[Record | Commit | RollBack | Learn], now: float
     ) -> list[EventRow]:
         """Write the job's state with what happened; return the event rows, numbered."""
         events = [EventRow(job_id=job.id, at=now, kind=r.kind, data=r.data) for r in records if isinstance(r, Record)]
@@ -167,16 +171,19 @@ class Store:
             return len(gone.all())
 
 
-def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
+def _columns(job: Job | ScriptJob, plan: Plan | None, now: float) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "state": job.state_name,
         "attempt": job.attempt,
         "elapsed_s": job.elapsed_s,
-        "wish": job.wish,
-        "hardware_class": job.hardware_class,
         "training": job.training.model_dump(mode="json"),
-        "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
     }
+    if isinstance(job, Job):
+        columns |= {
+            "wish": job.wish,
+            "hardware_class": job.hardware_class,
+            "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in job.checkpoints],
+        }
     if plan is not None:
         columns["plan"] = plan.model_dump(mode="json")
     if isinstance(job.state, TERMINAL):
@@ -185,6 +192,8 @@ def _columns(job: Job, plan: Plan | None, now: float) -> dict[str, Any]:
         columns["delivery"] = job.state.delivery.model_dump(mode="json")
     if isinstance(job.state, Failed):
         columns["error"] = job.state.error
+        if job.state.output is not None:
+            columns["delivery"] = job.state.output.model_dump(mode="json")
     return columns
 
 

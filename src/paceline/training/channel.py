@@ -18,7 +18,7 @@ from paceline.tls import trusting
 
 
 class WorkerEnv(BaseModel):
-    """All that an agent tells a worker that it starts."""
+    """All that an agent tells a worker that it starts. job: the folder that the job's workers on this node share."""
 
     master_url: str
     job_id: str
@@ -31,6 +31,7 @@ class WorkerEnv(BaseModel):
     cache: str
     shared: list[str]
     scratch: str
+    job: str
     log: str
     ca: str | None = None
 

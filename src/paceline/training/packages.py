@@ -55,9 +55,14 @@ def _holds(path: Path, name: str) -> bool:
 
 
 def open_package(ref: PackageRef, cache: NodeCache) -> Any:
-    """Unpickle with the buffers mapped privately: one copy of the data a node, and writes stay in this process."""
-    buffers = [_mapped(cache.path(name)) for name in ref.buffers]
-    return pickle.loads(cache.path(ref.pickle).read_bytes(), buffers=buffers)  # noqa: S301 - the user's, in a worker
+    """Fetch what this node lacks, and unpickle."""
+    return unpickle(cache.path(ref.pickle), [cache.path(name) for name in ref.buffers])
+
+
+def unpickle(pickled: Path, buffers: Sequence[Path]) -> Any:
+    """With the buffers mapped privately: one copy of the data a node, and writes stay in this process."""
+    mapped = [_mapped(path) for path in buffers]
+    return pickle.loads(pickled.read_bytes(), buffers=mapped)  # noqa: S301 - the user's, in a worker
 
 
 def _mapped(path: Path) -> mmap.mmap:

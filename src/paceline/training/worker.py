@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-import sysconfig
 import threading
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 
-from paceline.errors import Corrupt, NotFound, PacelineError, ProtocolError, UserCodeError
+from paceline.errors import Corrupt, NotFound, PacelineError, ProtocolError
 from paceline.messages import (
     CheckRound,
     EvaluateRound,
@@ -22,7 +21,11 @@ from paceline.messages import (
     Probed,
     ProbeSetup,
     Ready,
+    RunScript,
+    SaveOutput,
     SaveRound,
+    ScriptReady,
+    ScriptSetup,
     Setup,
     ToWorker,
     TrainRound,
@@ -37,6 +40,8 @@ from paceline.training.job import TrainingJob
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
 from paceline.training.probe import probe
+from paceline.training.script import ScriptRun
+from paceline.training.usererror import user_error
 from paceline.transfer import BlobStore
 
 BEAT_EVERY_S = 1.0
@@ -63,6 +68,7 @@ class WorkerProcess:
         self._env, self._blobs = env, blobs
         self._monitor = Monitor()
         self._job: TrainingJob | None = None
+        self._script: ScriptRun | None = None
         self._channel = Channel(env, self._give_up)
 
     def run(self) -> None:
@@ -75,14 +81,21 @@ class WorkerProcess:
     def _give_up(self, key: str) -> None:
         if self._job is not None:
             self._job.give_up(key)
+        if self._script is not None:
+            self._script.give_up()
 
     def _beat(self) -> None:
-        """Once the channel is gone, end the process, whatever its main thread waits for: nothing it does counts now."""
+        """Once the channel is gone, end the process, whatever its main thread waits for: nothing it does counts now.
+
+        With its group: a script, or a data loader.
+        """
         try:
             while True:
                 time.sleep(BEAT_EVERY_S)
                 self._channel.send(self._monitor.beat())
         except MasterGone:
+            if os.getpgrp() == os.getpid():
+                os.killpg(0, signal.SIGKILL)
             os._exit(1)
 
     def _answer(self, order: ToWorker) -> Message:
@@ -92,6 +105,10 @@ class WorkerProcess:
                 return self._set_up(order)
             if isinstance(order, ProbeSetup):
                 return self._probe(order)
+            if isinstance(order, ScriptSetup):
+                return self._set_up_script(order)
+            if self._script is not None:
+                return self._do_script(self._script, order)
             if self._job is None:
                 raise ProtocolError("an order came before the setup.")
             return _do(self._job, order)
@@ -102,14 +119,28 @@ class WorkerProcess:
         except Exception as error:  # the user's own travels to them whole
             if lost_reader(error):
                 raise  # it ends this process, like a kill of its own, and another takes its place
-            return WorkerFailed(error=_user_error(error).to_json())
+            return WorkerFailed(error=user_error(error).to_json())
+
+    def _cache(self) -> NodeCache:
+        return NodeCache(Path(self._env.cache), [Path(folder) for folder in self._env.shared], self._blobs)
+
+    def _set_up_script(self, setup: ScriptSetup) -> ScriptReady:
+        with self._monitor.doing("building"):
+            self._script = ScriptRun(setup.submission, self._env, self._cache(), self._blobs, self._channel.send)
+        return self._script.ready()
+
+    def _do_script(self, script: ScriptRun, order: ToWorker) -> Message:
+        match order:
+            case RunScript():
+                with self._monitor.doing("script"):
+                    return script.run(order)
+            case SaveOutput():
+                return script.save_output()
+        raise ProtocolError(f"a script takes no such order: {order.kind}.")
 
     def _probe(self, setup: ProbeSetup) -> Probed:
         with self._monitor.doing("probe"):
             return probe(setup, self._cache(), self._channel.send, lambda: os._exit(0))
-
-    def _cache(self) -> NodeCache:
-        return NodeCache(Path(self._env.cache), [Path(folder) for folder in self._env.shared], self._blobs)
 
     def _set_up(self, setup: Setup) -> Ready | Unloadable:
         env, cache = self._env, self._cache()
@@ -136,25 +167,6 @@ def _do(job: TrainingJob, order: ToWorker) -> Message:
         case SaveRound():
             return job.save(order)
     raise TypeError(f"no such order: {order!r}")
-
-
-def _user_error(error: Exception) -> UserCodeError:
-    """The user's traceback, without our frames above their code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours, installed = str(Path(__file__).parent.parent), sysconfig.get_path("purelib")
-    not_theirs = [(ours, installed), (ours,)]  # where none of the frames is theirs, those of their libraries
-    starts = (i for skip in not_theirs for i, frame in enumerate(frames) if not frame.filename.startswith(skip))
-    first = next(starts, 0)
-    text = "".join(
-        ["Traceback (most recent call last):\n", *traceback.format_list(frames[first:]),
-         *traceback.format_exception_only(error)]
-    )  # fmt: skip
-    return UserCodeError(
-        f"your code raised {type(error).__name__}: {error}",
-        "Its traceback follows.",
-        type=type(error).__name__,
-        traceback=text,
-    )
 
 
 def _interface(address: str) -> str:

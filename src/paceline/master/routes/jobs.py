@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Iterable
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -19,10 +19,12 @@ from paceline.grid import Grid
 from paceline.master import ledger
 from paceline.master.context import Master, The, TheCaller, allow
 from paceline.master.feed import FeedEvent
+from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
 from paceline.plan import Plan
+from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -43,6 +45,7 @@ class JobView(BaseModel):
     """
 
     id: str
+    kind: Literal["train", "script"]
     name: str | None
     user: str
     state: str
@@ -98,6 +101,7 @@ def view(master: Master, row: JobRow) -> JobView:
     wait = master.controller.scheduler.waits.get(row.id)
     return JobView(
         id=row.id,
+        kind="script" if is_script(row.submission) else "train",
         name=row.name,
         user=row.user,
         state=row.state,
@@ -112,7 +116,7 @@ def view(master: Master, row: JobRow) -> JobView:
         created_at=row.created_at,
         ended_at=row.ended_at,
         delivered_at=row.delivered_at,
-        values=row.submission["facts"]["values"],
+        values=row.submission["facts"]["values"] if "facts" in row.submission else [],
         train_seconds=row.elapsed_s,
     )
 
@@ -150,7 +154,12 @@ async def plan(master: The, caller: TheCaller, submission: Submission) -> Plan:
 def check_submission(master: Master, submission: Submission) -> None:
     """Raise unless versions agree and all blobs are here."""
     versions.check(submission.versions, master.versions, "the client")
-    missing = master.blobs.missing(blob for package in submission.packages for blob in package.blobs)
+    check_blobs(master, submission.blobs)
+
+
+def check_blobs(master: Master, names: Iterable[str]) -> None:
+    """Raise InvalidSpec unless all of a submission's blobs are here."""
+    missing = master.blobs.missing(names)
     if missing:
         raise InvalidSpec(
             f"{len(missing)} of the submission's blobs are not here: {missing[0][:12]}….", "Upload them first."
@@ -170,9 +179,9 @@ async def job(master: The, job_id: str) -> JobView:
 
 
 @router.get("/{job_id}/options")
-def options(master: The, job_id: str) -> TrainOptions:
+def options(master: The, job_id: str) -> TrainOptions | ScriptOptions:
     """The plain part of the job's spec."""
-    return Submission.model_validate(master.store.job(job_id).submission).options
+    return submission_of(master.store.job(job_id).submission).options
 
 
 @router.post("/{job_id}/cancel")
@@ -189,6 +198,8 @@ async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) 
     row = await run_in_threadpool(master.store.job, job_id)
     if row.state in ENDED:
         raise Conflict(f"job {job_id} is {row.state}; it trains no more.", "Submit it again.")
+    if is_script(row.submission):
+        raise Conflict(f"job {job_id} runs a script, whose number of ranks is fixed.", "Submit it again with another.")
     cells = row.submission["options"]["microbatches"]
     if workers > cells:
         raise InvalidSpec(
@@ -239,6 +250,8 @@ def _sse(event: FeedEvent) -> str:
 async def result(master: The, job_id: str) -> ResultView:
     """The trained model's description; fetch its blob, check the digest, then acknowledge."""
     row = await run_in_threadpool(master.store.job, job_id)
+    if is_script(row.submission):
+        raise Conflict(f"job {job_id} runs a script, and has no model.", f"Its output: `paceline output {job_id}`.")
     if row.state != "SUCCEEDED" or row.delivery is None or row.plan is None:
         raise Conflict(f"job {job_id} is {row.state} and has no model.", "Wait for it, or see `paceline job`.")
     if not row.delivery["blob"]:
@@ -259,7 +272,7 @@ async def result(master: The, job_id: str) -> ResultView:
 def delivered(master: The, job_id: str, digest: str) -> None:
     """The client has the model and checked its digest."""
     row = master.store.job(job_id)
-    if row.delivery is None or row.delivery["digest"] != digest:
+    if row.delivery is None or row.delivery.get("digest", row.delivery["blob"]) != digest:
         raise Conflict(f"job {job_id} has no model with the digest {digest[:24]}….", "Fetch the result again.")
     master.store.mark_delivered(job_id, time.time())
 
@@ -271,7 +284,9 @@ def job_ledger(master: The, job_id: str) -> list[dict[str, int]]:
 
 
 def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
-    submission = Submission.model_validate(row.submission)
+    submission = submission_of(row.submission)
+    if isinstance(submission, ScriptSubmission):
+        return []  # which samples a script reads is its own affair
     commits = [(commit.from_step, commit.to_step) for commit in master.store.commits(row.id)]
     num_samples = row.training.get("train_samples") or submission.facts.train_samples
     if not commits or not num_samples:

@@ -1,0 +1,82 @@
+"""Jobs of both kinds, a training and a script, for those who need not know which: what each has its own way for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paceline.errors import PacelineError
+from paceline.master import ends, machine, scripts
+from paceline.master.models import JobRow
+from paceline.master.profiles import plan_by
+from paceline.master.scripts import ScriptJob, ScriptProgress, ScriptRunning, ScriptStarting
+from paceline.master.states import Checkpoint, Command, Event, Failed, Job, Planning, Running, Starting
+from paceline.measured import Measured
+from paceline.plan import Node, Plan
+from paceline.planner.scripts import plan_script
+from paceline.script import ScriptSubmission
+from paceline.spec import Submission
+
+AnyJob = Job | ScriptJob
+AnySubmission = Submission | ScriptSubmission
+
+
+def is_script(body: dict[str, Any]) -> bool:
+    """Whether a stored submission is a script's."""
+    return body.get("kind") == "script"
+
+
+def submission_of(body: dict[str, Any]) -> AnySubmission:
+    """A submission as it was stored."""
+    return ScriptSubmission.model_validate(body) if is_script(body) else Submission.model_validate(body)
+
+
+def new(job_id: str, submission: AnySubmission) -> AnyJob:
+    if isinstance(submission, ScriptSubmission):
+        return ScriptJob(id=job_id, submission=submission)
+    return Job(id=job_id, submission=submission)
+
+
+def resumed(row: JobRow) -> tuple[AnyJob, list[Command]]:
+    """A job that a restarted master finds unfinished."""
+    submission = submission_of(row.submission)
+    if isinstance(submission, ScriptSubmission):
+        progress = ScriptProgress.model_validate(row.training)
+        plan = Plan.model_validate(row.plan) if row.plan else None
+        return scripts.resumed(row.id, submission, row.attempt, row.elapsed_s, progress, plan)
+    checkpoints = tuple(Checkpoint.model_validate(kept) for kept in row.checkpoints or ())
+    return machine.resumed(row.id, submission, row.attempt, row.elapsed_s, checkpoints, row.wish, row.hardware_class)
+
+
+def step(job: AnyJob, event: Event, now: float) -> tuple[AnyJob, list[Command]]:
+    return scripts.step(job, event, now) if isinstance(job, ScriptJob) else machine.step(job, event, now)
+
+
+def failed(job: AnyJob, error: PacelineError, now: float) -> tuple[AnyJob, list[Command]]:
+    """The job, ended by this error."""
+    state = Failed(error.to_json())
+    return scripts.end(job, state, now) if isinstance(job, ScriptJob) else ends.end(job, state, now)
+
+
+def first_plan(nodes: Sequence[Node], submission: AnySubmission, known: Measured) -> Plan:
+    """Of a job that has not begun. Raises Unplaceable."""
+    if isinstance(submission, ScriptSubmission):
+        return plan_script(nodes, submission.options)
+    return plan_by(known, nodes, submission)
+
+
+def next_plan(nodes: Sequence[Node], job: AnyJob, known: Measured, most: int | None = None) -> Plan:
+    """Of the next attempt of a job. most: workers that it may have. Raises Unplaceable."""
+    if isinstance(job, ScriptJob):
+        return plan_script(nodes, job.submission.options, job.nodes)
+    options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
+    admitted = job.submission.model_copy(update={"options": options})
+    return plan_by(known, nodes, admitted, most or job.wish, job.hardware_class)
+
+
+def present_plan(job: AnyJob) -> Plan | None:
+    """Of the attempt that is measured for, starts or runs."""
+    state = job.state
+    if isinstance(state, Planning | Starting | Running | ScriptStarting | ScriptRunning):
+        return state.plan
+    return None

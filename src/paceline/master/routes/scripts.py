@@ -1,0 +1,81 @@
+"""Scripts and functions as they are: submit, plan, and fetch what they left. All else is a job's, as of any kind."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from paceline import versions
+from paceline.errors import Conflict, Expired
+from paceline.master.context import Master, The, TheCaller, allow
+from paceline.master.retention import expires_at
+from paceline.master.routes.jobs import JobView, check_blobs, view
+from paceline.messages import Returned
+from paceline.plan import Plan
+from paceline.planner.scripts import plan_script
+from paceline.script import ScriptSubmission
+
+router = APIRouter(tags=["scripts"], dependencies=[allow("client")])
+
+
+class OutputView(BaseModel):
+    """What a script left. blob: a tar file of its output folder, where it made one. returned: by each rank, of a call.
+
+    expires_at: when it is kept no longer.
+    """
+
+    job_id: str
+    blob: str | None
+    nbytes: int
+    folder: str
+    returned: list[Returned | None]
+    expires_at: float | None
+
+
+@router.post("/scripts", status_code=201)
+async def submit(master: The, caller: TheCaller, submission: ScriptSubmission) -> JobView:
+    """Store a script's job, then plan and run it. The same request id again answers with the same job."""
+    await run_in_threadpool(_check, master, submission)
+    return view(master, await master.controller.submit(submission, caller.user))
+
+
+@router.post("/scripts/plan")
+async def plan(master: The, submission: ScriptSubmission) -> Plan:
+    """Where its ranks would run now. Nothing is stored or run; no blobs are needed."""
+    _check_versions(master, submission)
+    return plan_script(master.cluster.nodes(), submission.options)
+
+
+def _check(master: Master, submission: ScriptSubmission) -> None:
+    _check_versions(master, submission)
+    check_blobs(master, submission.blobs)
+
+
+def _check_versions(master: Master, submission: ScriptSubmission) -> None:
+    """A function travels as bytecode, so that all must agree; a script only needs the messages to be understood."""
+    theirs = submission.versions
+    if submission.function is None:
+        theirs = master.versions.model_copy(update={"paceline": theirs.paceline})
+    versions.check(theirs, master.versions, "the client")
+
+
+@router.get("/jobs/{job_id}/output")
+async def output(master: The, job_id: str) -> OutputView:
+    """What a script left, one that failed too; fetch the blob, then acknowledge."""
+    row = await run_in_threadpool(master.store.job, job_id)
+    if row.delivery is None or "returned" not in row.delivery:
+        raise Conflict(f"job {job_id} is {row.state} and has no output.", "Wait for it, or see `paceline job`.")
+    at = expires_at(row)
+    if at is not None and at <= time.time():
+        raise Expired(f"job {job_id}'s output was kept for the documented time and is gone.", "Run it again.")
+    return OutputView(
+        job_id=row.id,
+        blob=row.delivery["blob"] or None,
+        nbytes=row.delivery["nbytes"],
+        folder=row.delivery["folder"],
+        returned=row.delivery["returned"],
+        expires_at=at,
+    )
