@@ -151,7 +151,8 @@ class TrainSpec(PlainFields):
 
     model: an `nn.Module`, or a callable without arguments that builds one (under `seed`, on the worker).
     train_data, val_data: a map-style Dataset; a tuple of arrays or tensors of equal length, the targets last; a
-        `(table, "target column")` pair of a pandas or Arrow table; or a callable that builds a Dataset on the node.
+        `(table, "target column")` pair of a pandas or Arrow table; `ShardedData`, which need not fit on a node; or a
+        callable that builds a Dataset or ShardedData on the node.
     loss: `loss(outputs, targets) -> scalar`, the mean over the samples; or training_step: `(model, batch) -> scalar`.
     optimizer: `optimizer(named_parameters) -> torch.optim.Optimizer`; `partial(torch.optim.AdamW, lr=1e-3)` is one.
     lr_schedule: `(samples_seen, total_samples) -> factor` of the optimizer's own learning rates.

@@ -80,7 +80,7 @@ class Worker:
     store_port: int
     step: int
     cell_s: float | None = None
-    counter: tuple[int, int] = (0, 0)
+    counter: tuple[int, int, int] = (0, 0, 0)
     moved_at: float = 0.0
     beat_at: float = 0.0
     phase: str = ""

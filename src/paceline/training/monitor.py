@@ -16,11 +16,12 @@ STACK_FRAMES = 6
 
 
 class Monitor:
-    """Written by the main thread, read by the beating one."""
+    """Written by the main thread, read by the beating one. bytes: of data that were fetched."""
 
     def __init__(self) -> None:
         self.step = 0
         self.cells = 0
+        self.bytes = 0
         self.phase = "idle"
         self.waited_s = 0.0
         self._main = threading.main_thread().ident
@@ -37,8 +38,12 @@ class Monitor:
             if phase == "exchange":
                 self.waited_s += time.perf_counter() - started
 
+    def fetched(self, nbytes: int) -> None:
+        """Count data that came over the network: waiting for it is no hang. Called from any thread."""
+        self.bytes += nbytes
+
     def beat(self) -> Beat:
-        return Beat(step=self.step, cells=self.cells, phase=self.phase, stack=self._stack())
+        return Beat(step=self.step, cells=self.cells, fetched=self.bytes, phase=self.phase, stack=self._stack())
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._main or 0)
