@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
+from paceline.frameworks.adapt import adapted
 from paceline.grid import DEFAULT_MICROBATCHES
 from paceline.stop import Count, Metric, Patience, StopCondition, better, for_callers, leaves, must_end, step_bound
 
@@ -161,6 +162,8 @@ class TrainSpec(PlainFields):
     collate: `collate(list of samples) -> batch`.
     batch_size: samples of one optimizer step, over all workers. microbatches: the fixed slices that it is cut into;
         left out, 1 to 8 of them by the model's operations, so that cutting costs little.
+    A LightningModule with its data module (or DataLoaders), and a Hugging Face model with its collator, are taken as they
+    are: `docs/frameworks.md`.
     threads: torch threads of a worker. eval_every, checkpoint_every: in steps; by default an epoch, and by time.
 
     Raises InvalidSpec or NotYetSupported, with what to change.
@@ -184,6 +187,11 @@ class TrainSpec(PlainFields):
             super().__init__(**fields)
         except ValidationError as invalid:
             raise invalid_spec(invalid) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_other_frameworks(cls, fields: Any) -> Any:
+        return adapted(fields) if isinstance(fields, dict) else fields
 
     @field_validator("optimizer", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -273,7 +273,7 @@ def _hash_into(total: hashlib._Hash, item: Any) -> None:
         total.update(np.ascontiguousarray(item).tobytes())
     elif isinstance(item, str | int | float | bool | bytes | None):
         total.update(repr(item).encode())
-    elif isinstance(item, dict):
+    elif isinstance(item, Mapping):
         for key in sorted(item, key=str):
             total.update(str(key).encode())
             _hash_into(total, item[key])
@@ -286,7 +286,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor in it on `device`."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
         moved = [to_device(part, device) for part in batch]
