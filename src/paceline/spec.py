@@ -162,9 +162,10 @@ class TrainSpec(PlainFields):
     collate: `collate(list of samples) -> batch`.
     batch_size: samples of one optimizer step, over all workers. microbatches: the fixed slices that it is cut into;
         left out, 1 to 8 of them by the model's operations, so that cutting costs little.
-    A LightningModule with its data module (or DataLoaders), and a Hugging Face model with its collator, are taken as they
-    are: `docs/frameworks.md`.
     threads: torch threads of a worker. eval_every, checkpoint_every: in steps; by default an epoch, and by time.
+
+    DataLoaders, a LightningModule with its data module, and a Hugging Face model with its collator are taken as they
+    are; they bring fields that are left out here (`frameworks/adapt.py`).
 
     Raises InvalidSpec or NotYetSupported, with what to change.
     """

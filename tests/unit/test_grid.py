@@ -23,7 +23,7 @@ from paceline.grid import (
 from paceline.shares import split_evenly
 
 ORDER_OF_10 = [0, 7, 3, 8, 4, 5, 1, 9, 2, 6]
-ORDER_OF_10_IN_SHARDS = [0]
+ORDER_OF_10_IN_SHARDS = [4, 8, 9, 7, 3, 5, 6, 1, 0, 2]
 SEED_OF_ORDER = 3471081512423777433
 
 

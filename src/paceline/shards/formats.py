@@ -169,7 +169,7 @@ class Safetensors:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in counted.fields}
             for first in range(0, counted.samples, rows):
-                columns = [_column(part[first : first + rows]) for part in slices.values()]
+                columns = [_column(part[first : min(first + rows, counted.samples)]) for part in slices.values()]
                 yield pa.RecordBatch.from_arrays(columns, names=list(slices))
 
 
