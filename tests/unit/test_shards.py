@@ -51,11 +51,13 @@ def test_samples_of_any_shards_are_read_in_the_order_asked_for(tmp_path: Path, e
 def test_an_index_reads_little_of_a_large_shard(tmp_path: Path, ending: str) -> None:
     samples = 40 if ending == "tar" else 8000  # a tar file's every header is read, so that its samples must be large
     wide = 64 if ending != "tar" else 64 * 1024
-    write_shard(tmp_path / f"a.{ending}", np.ones((samples, wide), np.float32), np.arange(samples))
+    noise = np.random.default_rng(0).random((samples, wide), np.float32)
+    write_shard(tmp_path / f"a.{ending}", noise, np.arange(samples))
     size = (tmp_path / f"a.{ending}").stat().st_size
     with web_server(tmp_path) as (address, served):
         assert len(pl.ShardedData([f"{address}/a.{ending}"], cache=2**30)) == samples
-        assert 0 < served[f"a.{ending}"] < max(size * 0.6, 600_000)
+        assert size > 2_000_000
+        assert 0 < served[f"a.{ending}"] < size / 4
 
 
 def test_a_hugging_face_stream_is_read_like_an_arrow_file(tmp_path: Path) -> None:
@@ -295,7 +297,7 @@ def test_a_cache_of_a_fraction_serves_all_data_within_its_bound(tmp_path: Path) 
             seen.append(size_of(tmp_path / "cache"))
         assert max(seen) <= bound
         whole = sum(path.stat().st_size for path in paths)
-        assert served.total() < 2 * whole  # each came once, its header and a few repeats aside
+        assert served.total() < 2.5 * whole  # so small ones come whole to be indexed, then once to be read
 
 
 def test_a_reader_finds_its_shard_again_after_it_was_evicted(tmp_path: Path) -> None:

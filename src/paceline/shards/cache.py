@@ -28,8 +28,7 @@ class ShardCache:
     def __init__(self, data: ShardedData, place: Place) -> None:
         self._shards, self._storage = data.shards, data.storage
         folder, self._used = used_folder(place.folder, _key(data))
-        self._folder = BoundedFolder(folder, data.cache)
-        self._progressed = place.progressed
+        self._folder = BoundedFolder(folder, data.cache, place.progressed)
         self._mapped: dict[int, Unpacked] = {}
         self._names: dict[int, str] = {}
 
@@ -54,32 +53,34 @@ class ShardCache:
     def fetch(self, shard: int) -> None:
         """Have the shard in the folder, for the moment. Raises what its file's reading does, and InvalidSpec."""
         try:
-            self._fetch(shard, (), PATIENCE_S, wait=True)
+            while not self._fetch(shard, (), PATIENCE_S):
+                self._folder.wait()
         except NoRoom as full:
             raise InvalidSpec(
                 f"there is no room for {self._shards[shard].url} in a cache of {self._folder.bound} bytes.",
                 "Give a larger cache=.",
             ) from full
 
-    def fetch_ahead(self, shard: int, soon: Collection[int]) -> bool:
-        """Fetch a shard if others leave room, those that are needed `soon` not counted; False where they don't."""
-        try:
-            self._fetch(shard, {self._name(other) for other in soon}, 0.0, wait=False)
-        except NoRoom:
-            return False
-        return True
+    def fetch_ahead(self, shard: int, soon: Collection[int]) -> None:
+        """Fetch a shard where those that are needed `soon` leave it room, and nobody else does it already."""
+        with contextlib.suppress(NoRoom):
+            self._fetch(shard, {self._name(other) for other in soon}, 0.0)
 
-    def _fetch(self, shard: int, spared: Collection[str], patience_s: float, wait: bool) -> None:
+    def _fetch(self, shard: int, spared: Collection[str], patience_s: float) -> bool:
+        """False where another is at it."""
         name = self._name(shard)
-        with self._folder.alone(name, wait) as mine:
-            if not mine or self._folder.touch(name):
-                return
+        with self._folder.alone(name, wait=False) as mine:
+            if not mine:
+                return False
+            if self._folder.touch(name):
+                return True
             found = self._shards[shard]
             with self._local(found, spared, patience_s) as path, self._folder.writing(spared, patience_s) as part:
                 unpack(found.url, path, found.counted, part)
                 if _name_of(found) != name:
                     raise changed(found.url)
                 part.publish(name)
+        return True
 
     @contextlib.contextmanager
     def _local(self, shard: Shard, spared: Collection[str], patience_s: float) -> Iterator[Path]:
@@ -93,9 +94,7 @@ class ShardCache:
             return
         with self._folder.writing(spared, patience_s) as part:
             for start in range(0, shard.version.nbytes, CHUNK_BYTES):
-                data = file.read(start, min(start + CHUNK_BYTES, shard.version.nbytes), shard.version)
-                part.write(data)
-                self._progressed(len(data))
+                part.write(file.read(start, min(start + CHUNK_BYTES, shard.version.nbytes), shard.version))
             yield part.path
 
     def _name(self, shard: int) -> str:

@@ -16,7 +16,8 @@ import httpx
 
 from paceline.errors import Corrupt, DataUnreachable, InvalidSpec, NotFound, PacelineError
 
-READ_AHEAD_BYTES = 256 * 1024
+LEAST_READ_BYTES = 32 * 1024
+MOST_READ_BYTES = 4 * 2**20
 ATTEMPTS = 5
 TIMEOUT_S = 30.0
 Result = TypeVar("Result")
@@ -207,11 +208,16 @@ def changed(url: str) -> Corrupt:
 
 
 class RangedFile(io.RawIOBase):
-    """A shard as a readable, seekable file, of which only what is read is fetched. Wrap it in a BufferedReader."""
+    """A shard as a readable, seekable file, of which little more than what is read is fetched.
+
+    The fetched pieces double in size for as long as one is read on from the last, as headers of small files are.
+    """
 
     def __init__(self, file: ShardFile, version: Version) -> None:
         self._file, self._version = file, version
         self._at = 0
+        self._start, self._piece = 0, b""
+        self._ahead = LEAST_READ_BYTES
 
     def readable(self) -> bool:
         return True
@@ -229,14 +235,22 @@ class RangedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        end = min(self._at + len(view), self._version.nbytes)
-        if end <= self._at:
+        if self._at >= self._version.nbytes:
             return 0
-        data = self._file.read(self._at, end, self._version)
+        if not self._start <= self._at < self._start + len(self._piece):
+            self._fetch(len(view))
+        first = self._at - self._start
+        data = self._piece[first : first + len(view)]
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
 
+    def _fetch(self, wanted: int) -> None:
+        goes_on = self._piece and 0 <= self._at - self._start - len(self._piece) < len(self._piece)
+        self._ahead = min(2 * self._ahead, MOST_READ_BYTES) if goes_on else LEAST_READ_BYTES
+        end = min(self._at + max(wanted, self._ahead), self._version.nbytes)
+        self._start, self._piece = self._at, self._file.read(self._at, end, self._version)
+
 
 def buffered(file: ShardFile, version: Version) -> io.BufferedReader:
-    return io.BufferedReader(RangedFile(file, version), READ_AHEAD_BYTES)
+    return io.BufferedReader(RangedFile(file, version))

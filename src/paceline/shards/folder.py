@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,12 +27,12 @@ class NoRoom(Exception):
 class BoundedFolder:
     """Files appear whole and stay until others need their room: the least recently used one goes first.
 
-    The bound holds for the sum of all sizes at any time, files being written included. A file may be removed while
+    progressed: told of the bytes that are written. The bound holds for the sum of all sizes at any time, files being written included. A file may be removed while
     somebody maps it, which keeps its contents: whoever reads asks `touch` first, and lets go of what is gone.
     """
 
-    def __init__(self, path: Path, bound: int) -> None:
-        self.path, self.bound = path, bound
+    def __init__(self, path: Path, bound: int, progressed: Callable[[int], None] = lambda _nbytes: None) -> None:
+        self.path, self.bound, self.progressed = path, bound, progressed
         path.mkdir(parents=True, exist_ok=True)
         self._locks = path.with_name(f"{path.name}.locks")
         self._locks.mkdir(exist_ok=True)
@@ -68,6 +68,16 @@ class BoundedFolder:
                 os.unlink(name)
             part.close()
 
+    def wait(self) -> None:
+        """For a moment, for others who write; what they have written meanwhile is progress."""
+        before = self._being_written()
+        time.sleep(0.05)
+        if self._being_written() != before:
+            self.progressed(1)
+
+    def _being_written(self) -> int:
+        return sum(found.st_size for path, found in _entries(self.path) if path.name.startswith(PART))
+
     def reserve(self, part: Part, nbytes: int) -> None:
         """Let the part grow to `nbytes`, as its size on disk shows at once. Raises NoRoom, InvalidSpec."""
         if nbytes > self.bound:
@@ -79,7 +89,7 @@ class BoundedFolder:
         while not self._reserved(part, nbytes):
             if time.monotonic() >= deadline:
                 raise NoRoom
-            time.sleep(0.05)
+            self.wait()
 
     def _reserved(self, part: Part, nbytes: int) -> bool:
         with self.alone(".room"):
@@ -128,6 +138,7 @@ class Part(io.RawIOBase):
         except OSError as error:
             raise disk_error(error, self.path) from error
         self._end += len(view)
+        self._folder.progressed(len(view))
         return len(view)
 
     def publish(self, name: str) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import multiprocessing
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,15 +68,15 @@ def open_source(
 ) -> Source:
     """Open what the spec gave: arrays, shards, a Dataset, or a builder of these. Raises InvalidSpec on anything else.
 
-    place: where shards are kept, in a worker.
+    place: where shards are kept; left out, in a folder of the system's temporary one.
     """
     if isinstance(data, type) or (callable(data) and not hasattr(data, "__getitem__")):
         seed_everything(derive_seed(seed, "data"))
         data = data()
     if isinstance(data, ShardedData):
-        assert place is not None
         from paceline.training.shards import ShardedSource  # pyarrow, which only such data needs
 
+        place = place or Place(Path(tempfile.gettempdir()) / f"paceline-shards-{os.getuid()}")
         return ShardedSource(data, seed, augment, collate, place)
     plain = augment is None and collate is None
     if plain and isinstance(data, Arrays):

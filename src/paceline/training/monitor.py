@@ -39,7 +39,7 @@ class Monitor:
                 self.waited_s += time.perf_counter() - started
 
     def fetched(self, nbytes: int) -> None:
-        """Count data that came over the network: waiting for it is no hang. Called from any thread."""
+        """Count data that were fetched and unpacked: waiting for them is no hang. Called from any thread."""
         self.bytes += nbytes
 
     def beat(self) -> Beat:
