@@ -28,28 +28,23 @@ FORMATS = ("parquet", "arrow", "tar", "safetensors")
 TARGETS = {"parquet": "label", "arrow": "label", "tar": "cls", "safetensors": "label"}
 
 
-def write_shard(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """pixels: shape (n, 64), float32. labels: shape (n,)."""
-    {"parquet": _parquet, "arrow": _arrow, "tar": _tar, "safetensors": _safetensors}[path.suffix[1:]](
-        path, pixels, labels
-    )
+def write_shard(path: Path, pixels: np.ndarray, labels: np.ndarray, batch: int = 25) -> None:
+    """pixels: shape (n, 64), float32. labels: shape (n,). batch: rows of a row group or record batch."""
+    rows = table(pixels, labels)
+    match path.suffix:
+        case ".parquet":
+            pq.write_table(rows, path, row_group_size=batch)
+        case ".arrow":
+            with pa.ipc.new_file(path, rows.schema) as writer:
+                writer.write_table(rows, max_chunksize=batch)
+        case ".safetensors":
+            save_file({"pixels": np.ascontiguousarray(pixels), "label": np.ascontiguousarray(labels)}, path)
+        case ".tar":
+            _tar(path, pixels, labels)
 
 
 def table(pixels: np.ndarray, labels: np.ndarray) -> pa.Table:
     return pa.table({"pixels": pa.FixedSizeListArray.from_arrays(pixels.ravel(), pixels.shape[1]), "label": labels})
-
-
-def _parquet(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    pq.write_table(table(pixels, labels), path, row_group_size=25)
-
-
-def _arrow(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    with pa.ipc.new_file(path, table(pixels, labels).schema) as writer:
-        writer.write_table(table(pixels, labels), max_chunksize=25)
-
-
-def _safetensors(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    save_file({"pixels": np.ascontiguousarray(pixels), "label": np.ascontiguousarray(labels)}, path)
 
 
 def _tar(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:

@@ -52,7 +52,7 @@ def test_an_index_reads_little_of_a_large_shard(tmp_path: Path, ending: str) -> 
     samples = 40 if ending == "tar" else 8000  # a tar file's every header is read, so that its samples must be large
     wide = 64 if ending != "tar" else 64 * 1024
     noise = np.random.default_rng(0).random((samples, wide), np.float32)
-    write_shard(tmp_path / f"a.{ending}", noise, np.arange(samples))
+    write_shard(tmp_path / f"a.{ending}", noise, np.arange(samples), batch=2000)
     size = (tmp_path / f"a.{ending}").stat().st_size
     with web_server(tmp_path) as (address, served):
         assert len(pl.ShardedData([f"{address}/a.{ending}"], cache=2**30)) == samples

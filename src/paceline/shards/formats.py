@@ -119,21 +119,23 @@ class ArrowFile:
 
     def count(self, file: io.BufferedReader, nbytes: int) -> Counted:
         reader = _arrow_reader(file)
+        names = tuple(reader.schema.names)
         if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            import pyarrow.dataset as ds
-
-            file.seek(0)
-            samples = ds.IpcFileFormat().make_fragment(file).count_rows()
-        else:
-            samples = sum(batch.num_rows for batch in reader)
-        return Counted(int(samples), tuple(reader.schema.names), nbytes)
+            numbers = [i for i, field in enumerate(reader.schema) if pa.types.is_primitive(field.type)]
+            options = pa.ipc.IpcReadOptions(included_fields=numbers[:1] or [0], use_threads=False)  # the others stay
+            reader = pa.ipc.open_file(file, options=options)
+        return Counted(sum(batch.num_rows for batch in _arrow_batches(reader)), names, nbytes)
 
     def batches(self, path: Path, counted: Counted) -> Iterator[pa.RecordBatch]:
         with pa.memory_map(str(path)) as file:
-            reader = _arrow_reader(file)
-            is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
-            for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader:
+            for batch in _arrow_batches(_arrow_reader(file)):
                 yield batch.select(list(counted.fields))
+
+
+def _arrow_batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
 
 
 def _arrow_reader(file: Any) -> Any:

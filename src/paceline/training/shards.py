@@ -149,7 +149,7 @@ def _rows(array: Any) -> Any:
 
 def _as_tensor(value: Any) -> Any:
     """In fresh, aligned memory, as kernels may give other bits for other alignments."""
-    return torch.from_numpy(value).clone() if isinstance(value, np.ndarray) else value
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
