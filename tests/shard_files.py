@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
+from paceline.shards.folder import BoundedFolder
+
 from helpers import wait_until
 from workloads import digits
 
@@ -159,10 +161,15 @@ def _answers(port: int) -> bool:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below it, as of some moment."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(place, name)).st_size
-    return total
+    """Bytes of the files in a bounded folder, at one moment: while none grows and none goes."""
+    with BoundedFolder(folder, 0).alone(".room"):
+        total = 0
+        for entry in os.scandir(folder):
+            with contextlib.suppress(FileNotFoundError):  # it just got its name
+                total += entry.stat().st_size
+        return total
+
+
+def most_of(place: Path) -> int:
+    """Bytes of the largest of a node's caches."""
+    return max((size_of(path) for path in place.glob("*") if path.is_dir() and path.suffix != ".locks"), default=0)

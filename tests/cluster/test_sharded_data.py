@@ -19,7 +19,7 @@ import torch
 import paceline as pl
 
 from helpers import running_master, wait_until
-from shard_files import FORMATS, TARGETS, digit_shards, object_store, size_of, web_server
+from shard_files import FORMATS, TARGETS, digit_shards, most_of, object_store, web_server
 from workloads import digits, spec
 
 SHARDS = 48
@@ -88,7 +88,7 @@ class Watch:
     def _look(self) -> None:
         while not self._over.wait(0.002):
             for cache in self._folder.glob("nodes/*/cache/shards"):
-                self.most = max(self.most, size_of(cache))
+                self.most = max(self.most, most_of(cache))
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -137,7 +137,7 @@ def test_shards_train_from_an_object_store(
                 monkeypatch.setenv(name, value)  # of client and nodes alike, as credentials are
         with running_master(tmp_path / "master", cores=3) as client:
             urls = [f"s3://shards/digits/{path.name}" for path in paths]
-            storage = {"endpoint": store["endpoint"], "allow_http": "true"}
+            storage = {"endpoint": store["endpoint"]}
             result = client.submit(on(urls, workers=2, data={"storage": storage})).result(timeout=120)
             assert result.digest == reference
             with pytest.raises(pl.NotFound, match=r"none\.parquet"):

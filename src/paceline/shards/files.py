@@ -155,7 +155,7 @@ class StoredFile:
             return retried(ask, exceptions.GenericError, self._url)
         except exceptions.PreconditionError as error:
             raise changed(self._url) from error
-        except exceptions.BaseError as error:
+        except (exceptions.BaseError, OSError) as error:  # a missing object is a FileNotFoundError
             raise absent(self._url, str(error).splitlines()[0]) from error
 
 
@@ -171,8 +171,9 @@ def _store(folder: str, options: tuple[tuple[str, str], ...]) -> Any:
     try:
         return store.from_url(
             folder,
-            config=dict(options),  # type: ignore[arg-type]
+            client_options={"allow_http": dict(options).get("endpoint", "").startswith("http://")},
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=TIMEOUT_S)},
+            **dict(options),  # type: ignore[arg-type]
         )
     except exceptions.BaseError as error:
         raise InvalidSpec(
