@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +75,7 @@ class RangeHandler(SimpleHTTPRequestHandler):
 
     torn = 0
     ranges = True
-    served: Counter[str] = Counter()
+    served: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -129,7 +130,7 @@ def object_store(folder: Path) -> Iterator[dict[str, str]]:
         port = probe.getsockname()[1]
     environment = {
         "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",  # noqa: S105 - of the test's own server
+        "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
     }
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]

@@ -86,7 +86,9 @@ def test_without_a_target_a_sample_is_a_dict_and_collate_makes_the_batch(tmp_pat
     (plain,) = read(data, tmp_path / "c", [2, 0])
     assert plain["text"] == ["three", "one"]
     assert plain["n"].tolist() == [3, 1]
-    (collated,) = read(data, tmp_path / "c", [2, 0], collate=lambda samples: [(s["text"], int(s["n"])) for s in samples])
+    (collated,) = read(
+        data, tmp_path / "c", [2, 0], collate=lambda samples: [(s["text"], int(s["n"])) for s in samples]
+    )
     assert collated == [("three", 3), ("one", 1)]
 
 
@@ -161,7 +163,10 @@ def test_sharded_data_refuses(tmp_path: Path, what: str, monkeypatch: pytest.Mon
 
 def test_a_server_without_ranges_is_refused(tmp_path: Path) -> None:
     digit_shards(tmp_path, "parquet", 1)
-    with web_server(tmp_path, ranges=False) as (address, _), pytest.raises(pl.InvalidSpec, match="does not serve ranges"):
+    with (
+        web_server(tmp_path, ranges=False) as (address, _),
+        pytest.raises(pl.InvalidSpec, match="does not serve ranges"),
+    ):
         len(pl.ShardedData([f"{address}/000.parquet"]))
 
 

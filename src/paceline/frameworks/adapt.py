@@ -53,7 +53,9 @@ def _overrides(value: Any, name: str) -> bool:
 
 
 def _from_loaders(fields: dict[str, Any]) -> dict[str, Any]:
-    loaders = {name: fields.get(name) for name in ("train_data", "val_data") if is_a(fields.get(name), "DataLoader")}
+    loaders: dict[str, Any] = {
+        name: fields.get(name) for name in ("train_data", "val_data") if is_a(fields.get(name), "DataLoader")
+    }
     for field, loader in loaders.items():
         if loader.batch_size is None:
             raise InvalidSpec(f"{field}'s DataLoader makes batches of its own.", "Give it batch_size=.")

@@ -32,7 +32,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker keeps shards. folder: shared by the node's workers. progressed: told of bytes fetched, unpacked."""
+    """Where a worker keeps shards. folder: shared by the node's workers. progressed: told of bytes as they come."""
 
     folder: Path
     progressed: Callable[[int], None] = lambda _nbytes: None

@@ -173,7 +173,7 @@ def _store(folder: str, options: tuple[tuple[str, str], ...]) -> Any:
             folder,
             client_options={"allow_http": dict(options).get("endpoint", "").startswith("http://")},
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=TIMEOUT_S)},
-            **dict(options),  # type: ignore[arg-type]
+            **dict(options),
         )
     except exceptions.BaseError as error:
         raise InvalidSpec(

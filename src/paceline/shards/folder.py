@@ -27,8 +27,9 @@ class NoRoom(Exception):
 class BoundedFolder:
     """Files appear whole and stay until others need their room: the least recently used one goes first.
 
-    progressed: told of the bytes that are written. The bound holds for the sum of all sizes at any time, files being written included. A file may be removed while
-    somebody maps it, which keeps its contents: whoever reads asks `touch` first, and lets go of what is gone.
+    progressed: told of the bytes that are written. The bound holds for the sum of all sizes at any time, files being
+    written included. A file may be removed while somebody maps it, which keeps its contents: whoever reads asks
+    `touch` first, and lets go of what is gone.
     """
 
     def __init__(self, path: Path, bound: int, progressed: Callable[[int], None] = lambda _nbytes: None) -> None:
@@ -60,7 +61,7 @@ class BoundedFolder:
         with self.alone(".room"):
             handle, name = tempfile.mkstemp(prefix=PART, dir=self.path)
             fcntl.flock(handle, fcntl.LOCK_EX)  # tells it from what a killed process left
-        part = Part(self, open(handle, "wb", buffering=0), Path(name), frozenset(spared), patience_s)
+        part = Part(self, os.fdopen(handle, "wb", buffering=0), Path(name), frozenset(spared), patience_s)
         try:
             yield part
         finally:

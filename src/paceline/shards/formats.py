@@ -52,7 +52,8 @@ def format_of(url: str) -> Format:
 
 def count(url: str, file: io.BufferedReader, nbytes: int) -> Counted:
     """Raises Corrupt where the file is none of its format."""
-    return _or_corrupt(url, lambda: format_of(url).count(file, nbytes))
+    counted: Counted = _or_corrupt(url, lambda: format_of(url).count(file, nbytes))
+    return counted
 
 
 def unpack(url: str, path: Path, counted: Counted, sink: Any) -> None:
@@ -215,7 +216,7 @@ def _from_rows(rows: list[dict[str, Any]], fields: tuple[str, ...]) -> pa.Record
 
     columns = []
     for field in fields:
-        values = [row.get(field) for row in rows]
+        values: list[Any] = [row.get(field) for row in rows]
         if field == "npy":
             if len({getattr(value, "shape", None) for value in values}) != 1:
                 raise InvalidSpec(

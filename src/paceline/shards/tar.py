@@ -38,7 +38,7 @@ def samples(file: IO[bytes]) -> Iterator[dict[str, Part]]:
                     parts = {}
                 key = (folder, base)
                 parts[field.lower()] = Part(member.offset_data, member.size)
-                archive.members = []  # it would keep them all
+                archive.members = []  # type: ignore[attr-defined] # it would keep them all
     except tarfile.TarError as error:
         raise Broken(str(error)) from error
     if parts:

@@ -48,7 +48,8 @@ class CellRequest:
 class Source(Protocol):
     """Opened data. order: of data in shards; None where any sample is as near as any other."""
 
-    order: ShardOrder | None
+    @property
+    def order(self) -> ShardOrder | None: ...
 
     def __len__(self) -> int: ...
 
@@ -154,7 +155,7 @@ def in_processes(
     batches = iter(
         DataLoader(
             Seeded(load, seed, augment),
-            batch_sampler=keys,  # type: ignore[arg-type]
+            batch_sampler=keys,
             collate_fn=collate,
             num_workers=max(1, min(4, (os.cpu_count() or 2) - 1)),
             prefetch_factor=PREFETCHED_BATCHES,

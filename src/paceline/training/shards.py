@@ -33,19 +33,23 @@ class ShardedSource:
         place: Place,
     ) -> None:
         self._data, self._seed, self._augment, self._collate = data, seed, augment, collate
-        self.order: ShardOrder = data.order
+        self._order = data.order
         self._cache = ShardCache(data, place)
         self._prefetcher = Prefetcher(self._cache)
         self._window: tuple[int, int] | None = None  # (epoch, window) that is being read
         self._reading = threading.Lock()  # a stream that was given up may still read its last batches
 
+    @property
+    def order(self) -> ShardOrder:
+        return self._order
+
     def __len__(self) -> int:
-        return int(self.order.starts[-1])
+        return int(self._order.starts[-1])
 
     def telling(self, samples: int) -> Iterator[Any]:
         """The index, and samples of the shard that is needed first anyway."""
         yield [(shard.url, *shard.version, shard.counted.samples) for shard in self._data.shards]
-        at = self.order.samples(self._seed, 0, 0, min(samples, len(self)))
+        at = self._order.samples(self._seed, 0, 0, min(samples, len(self)))
         yield {name: list(column) for name, column in self._read(CellRequest(0, at)).items()}
 
     def stream(self, requests: Iterable[CellRequest]) -> Iterator[Any]:
@@ -63,11 +67,11 @@ class ShardedSource:
 
     def _read(self, request: CellRequest) -> Columns:
         indices = request.indices
-        shards = np.searchsorted(self.order.starts, indices, side="right") - 1
+        shards = np.searchsorted(self._order.starts, indices, side="right") - 1
         used = np.unique(shards)
         with self._reading:
             self._look_ahead(request.epoch, shards)
-            parts = [self._cache.take(int(s), indices[shards == s] - self.order.starts[s]) for s in used]
+            parts = [self._cache.take(int(s), indices[shards == s] - self._order.starts[s]) for s in used]
         places = np.concatenate([np.flatnonzero(shards == s) for s in used])
         table = pa.concat_tables(parts).take(np.argsort(places))
         return {name: _values(table.column(name)) for name in table.column_names}
@@ -76,10 +80,10 @@ class ShardedSource:
         """Have the rest of this window fetched, and the next; let go of the others."""
         last = int(shards[-1])
         if epoch < 0:  # an evaluation goes through the shards as they are listed
-            window, soon = last, list(range(last, min(last + 2, len(self.order.lengths))))
+            window, soon = last, list(range(last, min(last + 2, len(self._order.lengths))))
         else:
-            window = self.order.window_of(self._seed, epoch, last)
-            near = [self.order.shards(self._seed, epoch, window + ahead) for ahead in (0, 1)]
+            window = self._order.window_of(self._seed, epoch, last)
+            near = [self._order.shards(self._seed, epoch, window + ahead) for ahead in (0, 1)]
             soon = [int(shard) for part in near for shard in part]
         if (epoch, window) != self._window:
             self._window = epoch, window
