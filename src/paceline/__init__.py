@@ -49,9 +49,9 @@ _HOMES = {
     "paceline.client.result": ("Result",),
     "paceline.errors": (
         "Conflict", "Corrupt", "DataMismatch", "DataUnreachable", "DiskFull", "Expired", "FolderInUse", "Forbidden",
-        "InvalidSpec", "JobCancelled", "JobFailed", "MasterUnreachable", "ModelUnknown", "NonFinite", "NotFound", "NotYetSupported",
-        "PacelineError", "ProtocolError", "Unauthorized", "Unpicklable", "Unplaceable", "UserCodeError",
-        "VersionMismatch", "WaitTimeout",
+        "InvalidSpec", "JobCancelled", "JobFailed", "MasterUnreachable", "ModelUnknown", "NonFinite", "NotFound",
+        "NotYetSupported", "PacelineError", "ProtocolError", "Unauthorized", "Unpicklable", "Unplaceable",
+        "UserCodeError", "VersionMismatch", "WaitTimeout",
     ),
     "paceline.plan": ("Plan",),
     "paceline.shards.data": ("ShardedData",),

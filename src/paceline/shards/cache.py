@@ -139,6 +139,7 @@ class Prefetcher:
         self._cache = cache
         self._changed = threading.Condition()
         self._wanted: Sequence[int] = ()
+        self._done: set[int] = set()
         self._started = False
 
     def want(self, shards: Sequence[int]) -> None:
@@ -151,16 +152,18 @@ class Prefetcher:
             threading.Thread(target=self._run, name="prefetch", daemon=True).start()
 
     def _run(self) -> None:
-        done: set[int] = set()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: set(self._wanted) - done)
+                self._changed.wait_for(self._left)
                 wanted = self._wanted
-                done &= set(wanted)
-            shard = next(shard for shard in wanted if shard not in done)
+                self._done &= set(wanted)
+            shard = next(shard for shard in wanted if shard not in self._done)
             with contextlib.suppress(PacelineError, OSError):  # who needs the shard meets it again, and raises it
                 self._cache.fetch_ahead(shard, wanted)
-            done.add(shard)
+            self._done.add(shard)
+
+    def _left(self) -> bool:
+        return not self._done.issuperset(self._wanted)
 
 
 def _key(data: ShardedData) -> str:
