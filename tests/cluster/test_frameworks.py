@@ -252,6 +252,7 @@ def test_a_hugging_face_model_trains_with_its_collator_to_one_digest(client: pl.
     assert isinstance(one.model, transformers.BertForSequenceClassification)
 
 
+@pytest.mark.slow
 def test_with_lora_only_the_adapters_change_and_the_digest_stays(client: pl.Client) -> None:
     model = lora()
     one, two = (tuned(client, model, workers) for workers in (1, 2))
@@ -262,6 +263,7 @@ def test_with_lora_only_the_adapters_change_and_the_digest_stays(client: pl.Clie
     assert 0 < len(trained) < len(before) / 2
 
 
+@pytest.mark.slow
 def test_a_model_without_a_loss_is_refused_by_name(client: pl.Client) -> None:
     class Unlabelled(Written):
         def __getitem__(self, index: int) -> Any:
