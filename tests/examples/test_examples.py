@@ -139,11 +139,13 @@ def subset(data: Any, samples: int) -> Any:
     return torch.utils.data.Subset(data, range(samples))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fine_tuning_learns_the_plays_from_a_few_speeches(machine: pl.Client) -> None:
     fine_tune = example("fine_tune")
     train_data, val_data = subset(fine_tune.train_data, 320), subset(fine_tune.val_data, 200)
     result = train(machine, fine_tune.spec, train_data=train_data, val_data=val_data, stop=pl.MaxEpochs(1))
-    assert result.history[-1]["val_accuracy"] >= 0.3  # 0.21 by the most frequent play
+    assert result.history[-1]["val_loss"] < 1.79  # of guessing among six
     assert len(result.plan.workers) == 2
 
 
