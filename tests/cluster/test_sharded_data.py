@@ -112,7 +112,7 @@ def test_data_of_several_times_the_cache_train_over_http_with_a_worker_killed(
     cluster, folder = two_nodes
     paths = shards["safetensors"]
     whole = sum(path.stat().st_size for path in paths)
-    window, long = {"window": 2}, {"stop": pl.MaxEpochs(8)}
+    window, long = {"window": 2}, {"stop": pl.MaxEpochs(5)}
     expected = client.submit(on(paths, "safetensors", data=window, **long)).result(timeout=120).digest
     with web_server(paths[0].parent, torn=40) as (address, served), Watch(folder) as watch:
         urls = [f"{address}/{path.name}" for path in paths]
@@ -122,9 +122,9 @@ def test_data_of_several_times_the_cache_train_over_http_with_a_worker_killed(
         os.kill(job.workers()[1]["pid"], signal.SIGKILL)
         result = job.result(timeout=120)
         assert result.digest == expected
-        assert result.ledger == [{"epoch": epoch, **ONCE} for epoch in range(8)]
+        assert result.ledger == [{"epoch": epoch, **ONCE} for epoch in range(5)]
         assert 0 < watch.most <= whole // 6
-        assert served.total() > 4 * whole  # it was fetched again in each epoch
+        assert served.total() > 3 * whole  # it was fetched again in each epoch
 
 
 def test_shards_train_from_an_object_store(
