@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Conflict,
         Corrupt,
         DataMismatch,
+        DataUnreachable,
         DiskFull,
         Expired,
         FolderInUse,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from paceline.plan import Plan
     from paceline.reports import report
     from paceline.script import ScriptSpec
+    from paceline.shards.data import ShardedData
     from paceline.spec import Resources, TrainSpec
     from paceline.stop import MaxEpochs, MaxSteps, MaxTime, Metric, Patience
 
@@ -48,25 +50,26 @@ _HOMES = {
     "paceline.client.job": ("Job",),
     "paceline.client.result": ("Result",),
     "paceline.errors": (
-        "Conflict", "Corrupt", "DataMismatch", "DiskFull", "Expired", "FolderInUse", "Forbidden", "InvalidSpec",
-        "JobCancelled", "JobFailed", "MasterUnreachable", "ModelUnknown", "NonFinite", "NotFound", "NotYetSupported",
-        "PacelineError", "ProtocolError", "Unauthorized", "Unpicklable", "Unplaceable", "UserCodeError",
-        "VersionMismatch", "WaitTimeout",
+        "Conflict", "Corrupt", "DataMismatch", "DataUnreachable", "DiskFull", "Expired", "FolderInUse", "Forbidden",
+        "InvalidSpec", "JobCancelled", "JobFailed", "MasterUnreachable", "ModelUnknown", "NonFinite", "NotFound",
+        "NotYetSupported", "PacelineError", "ProtocolError", "Unauthorized", "Unpicklable", "Unplaceable",
+        "UserCodeError", "VersionMismatch", "WaitTimeout",
     ),
     "paceline.plan": ("Plan",),
     "paceline.reports": ("report",),
     "paceline.script": ("ScriptSpec",),
+    "paceline.shards.data": ("ShardedData",),
     "paceline.spec": ("Resources", "TrainSpec"),
     "paceline.stop": ("MaxEpochs", "MaxSteps", "MaxTime", "Metric", "Patience"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Client", "Conflict", "Corrupt", "DataMismatch", "DiskFull", "Expired", "FolderInUse", "Forbidden", "InvalidSpec",
-    "Job", "JobCancelled", "JobFailed", "MasterUnreachable", "MaxEpochs", "MaxSteps", "MaxTime", "Metric",
-    "ModelUnknown", "NonFinite", "NotFound", "NotYetSupported", "PacelineError", "Patience", "Plan", "ProtocolError",
-    "Resources", "Result", "ScriptSpec", "TrainSpec", "Unauthorized", "Unpicklable", "Unplaceable", "UserCodeError",
-    "VersionMismatch", "WaitTimeout", "report",
+    "Client", "Conflict", "Corrupt", "DataMismatch", "DataUnreachable", "DiskFull", "Expired", "FolderInUse",
+    "Forbidden", "InvalidSpec", "Job", "JobCancelled", "JobFailed", "MasterUnreachable", "MaxEpochs", "MaxSteps",
+    "MaxTime", "Metric", "ModelUnknown", "NonFinite", "NotFound", "NotYetSupported", "PacelineError", "Patience",
+    "Plan", "ProtocolError", "Resources", "Result", "ScriptSpec", "ShardedData", "TrainSpec", "Unauthorized",
+    "Unpicklable", "Unplaceable", "UserCodeError", "VersionMismatch", "WaitTimeout", "report",
 ]  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def model_digest(path: Path) -> str:
     """`"sha256:…"` of the tensors in a safetensors file. Raises Corrupt where the file is not one."""
     total = hashlib.sha256()
     with path.open("rb") as file:
-        header, data_start = _read_header(file, path.stat().st_size)
+        header, data_start = read_header(file, path.stat().st_size)
         for name in sorted(header):
             entry = header[name]
             total.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
@@ -62,7 +62,11 @@ def model_digest(path: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _read_header(file: Any, size: int) -> tuple[dict[str, _Entry], int]:
+def read_header(file: Any, size: int) -> tuple[dict[str, _Entry], int]:
+    """(each tensor's dtype, shape and place, where their bytes begin) of a safetensors file at its start.
+
+    Raises Corrupt where it is none.
+    """
     prefix = file.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):

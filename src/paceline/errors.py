@@ -168,6 +168,12 @@ class Conflict(PacelineError):
     code, http_status, exit_code = "conflict", 409, 20
 
 
+class DataUnreachable(PacelineError):
+    """A shard can't be read over the network, after several attempts."""
+
+    code, http_status, exit_code = "data_unreachable", 502, 25
+
+
 def invalid_spec(invalid: ValidationError) -> InvalidSpec:
     """Pydantic's findings, as the error that users meet."""
     found = [

@@ -3,13 +3,15 @@
 Nothing here knows of workers. An epoch's order is a permutation seeded by (seed, epoch); a step takes the next
 `batch_size` positions of it; a batch is cut into cells (microbatches) of `cell_size` samples. A last, smaller batch
 has fewer cells, the last of which may be smaller. So the same spec names the same samples on any machine.
+
+Data in shards has an order of its own, `ShardOrder`, by the shards' lengths: they belong to the spec as the data does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +22,82 @@ CELL_FLOP = 40e6  # one more cell in operations that take as long: a pass's disp
 CELL_FLOP_PER_PARAMETER = 50.0  # … and one more gradient, written, read and summed
 
 
+@dataclass(frozen=True, eq=False)
+class ShardOrder:
+    """An epoch's order in which few shards are in use at once: the samples of `window` of them are shuffled together.
+
+    lengths: samples of each shard; indices count through the shards as they are listed. An epoch takes the shards in
+    an order fixed by (seed, epoch), `window` at a time, and a window's samples in one fixed by its place in it too. The
+    shuffle buffer of streaming loaders, made a function of the position alone.
+    """
+
+    lengths: tuple[int, ...]
+    window: int
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The index of each shard's first sample, and the number of all: shape (shards + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]).astype(np.int64)
+
+    @property
+    def windows(self) -> int:
+        return -(-len(self.lengths) // self.window)
+
+    def samples(self, seed: int, epoch: int, first: int, end: int) -> NDArray[np.int64]:
+        """Indices at the positions [first, end) of the epoch's order."""
+        _, ends = _shards_of_epoch(self, seed, epoch)
+        parts = []
+        while first < end:
+            window = int(np.searchsorted(ends, first, side="right"))
+            start, stop = int(ends[window - 1]) if window else 0, min(end, int(ends[window]))
+            parts.append(_window_order(self, seed, epoch, window)[first - start : stop - start])
+            first = stop
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def shards(self, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+        """The shards of a window of this epoch, or of the one after it."""
+        if window >= self.windows:
+            epoch, window = epoch + 1, window - self.windows
+        order, _ = _shards_of_epoch(self, seed, epoch)
+        return order[window * self.window : (window + 1) * self.window]
+
+    def window_of(self, seed: int, epoch: int, shard: int) -> int:
+        """The window of the epoch that takes this shard."""
+        order, _ = _shards_of_epoch(self, seed, epoch)
+        return int(np.flatnonzero(order == shard)[0]) // self.window
+
+
+@lru_cache(maxsize=4)
+def _shards_of_epoch(order: ShardOrder, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(the shards in this epoch's order, the position at which each window ends)."""
+    generator = np.random.Generator(np.random.Philox(derive_seed(seed, "shards", epoch)))
+    shards = generator.permutation(len(order.lengths))
+    filled = np.cumsum(np.asarray(order.lengths, np.int64)[shards])
+    lasts = np.minimum(np.arange(1, order.windows + 1) * order.window, len(shards)) - 1
+    return shards, filled[lasts]
+
+
+@lru_cache(maxsize=4)
+def _window_order(order: ShardOrder, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+    starts = order.starts
+    shards = order.shards(seed, epoch, window)
+    samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in shards])
+    return np.random.Generator(np.random.Philox(derive_seed(seed, "window", epoch, window))).permutation(samples)
+
+
 @dataclass(frozen=True)
 class Grid:
-    """num_samples: of the training data. batch_size, microbatches, drop_last, seed: the spec's."""
+    """num_samples: of the training data. batch_size, microbatches, drop_last, seed: the spec's.
+
+    order: of data in shards; whoever only counts samples may do without.
+    """
 
     num_samples: int
     batch_size: int
     microbatches: int
     drop_last: bool
     seed: int
+    order: ShardOrder | None = None
 
     @property
     def cell_size(self) -> int:
@@ -63,7 +132,10 @@ class Grid:
         """Indices into the training data that this cell consumes, in order; shape (cell_len,)."""
         epoch, start = self.locate(step)
         first = start + cell * self.cell_size
-        return epoch_order(self.num_samples, self.seed, epoch)[first : first + self.cell_len(step, cell)]
+        end = first + self.cell_len(step, cell)
+        if self.order is not None:
+            return self.order.samples(self.seed, epoch, first, end)
+        return epoch_order(self.num_samples, self.seed, epoch)[first:end]
 
     def samples_seen(self, steps: int) -> int:
         """Samples that the first `steps` steps consume together."""

@@ -282,11 +282,15 @@ class Progressed(Message):
 
 
 class Beat(Message):
-    """Every second: what the worker is doing. step, cells: only progress changes them. stack: of its main thread."""
+    """Every second: what the worker is doing. step, cells, fetched: only progress changes them.
+
+    fetched: bytes of data in shards. stack: of its main thread.
+    """
 
     kind: Literal["beat"] = "beat"
     step: int
     cells: int
+    fetched: int = 0
     phase: str
     stack: str
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
+from paceline.frameworks.adapt import adapted
 from paceline.grid import DEFAULT_MICROBATCHES
 from paceline.stop import (
     Count,
@@ -167,7 +168,8 @@ class TrainSpec(PlainFields):
 
     model: an `nn.Module`, or a callable without arguments that builds one (under `seed`, on the worker).
     train_data, val_data: a map-style Dataset; a tuple of arrays or tensors of equal length, the targets last; a
-        `(table, "target column")` pair of a pandas or Arrow table; or a callable that builds a Dataset on the node.
+        `(table, "target column")` pair of a pandas or Arrow table; `ShardedData`, which need not fit on a node; or a
+        callable that builds a Dataset or ShardedData on the node.
     loss: `loss(outputs, targets) -> scalar`, the mean over the samples; or training_step: `(model, batch) -> scalar`.
     optimizer: `optimizer(named_parameters) -> torch.optim.Optimizer`; `partial(torch.optim.AdamW, lr=1e-3)` is one.
     lr_schedule: `(samples_seen, total_samples) -> factor` of the optimizer's own learning rates.
@@ -178,6 +180,9 @@ class TrainSpec(PlainFields):
         left out, 1 to 8 of them by the model's operations, so that cutting costs little.
     threads: torch threads of a worker. eval_every, checkpoint_every: in steps; by default an epoch, and by time.
     deadline: seconds, or e.g. "10m", from the submission; a job that is predicted to miss it is refused.
+
+    DataLoaders, a LightningModule with its data module, and a Hugging Face model with its collator are taken as they
+    are; they bring fields that are left out here (`frameworks/adapt.py`).
 
     Raises InvalidSpec or NotYetSupported, with what to change.
     """
@@ -200,6 +205,11 @@ class TrainSpec(PlainFields):
             super().__init__(**fields)
         except ValidationError as invalid:
             raise invalid_spec(invalid) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_other_frameworks(cls, fields: Any) -> Any:
+        return adapted(fields) if isinstance(fields, dict) else fields
 
     @field_validator("optimizer", mode="before")
     @classmethod

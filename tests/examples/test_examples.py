@@ -131,3 +131,33 @@ def test_the_notebook_trains_the_digits_to_97_percent() -> None:
     NotebookClient(notebook, timeout=180, kernel_name="python3").execute()
     last = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
     assert last["val_accuracy"] >= 0.97
+
+
+def subset(data: Any, samples: int) -> Any:
+    import torch
+
+    return torch.utils.data.Subset(data, range(samples))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fine_tuning_learns_the_plays_from_a_few_speeches(machine: pl.Client) -> None:
+    fine_tune = example("fine_tune")
+    train_data, val_data = subset(fine_tune.train_data, 320), subset(fine_tune.val_data, 200)
+    result = train(machine, fine_tune.spec, train_data=train_data, val_data=val_data, stop=pl.MaxEpochs(1))
+    assert result.history[-1]["val_loss"] < 1.79  # of guessing among six
+    assert len(result.plan.workers) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lora", [False, True])
+def test_fine_tuning_reaches_its_accuracy(machine: pl.Client, lora: bool) -> None:
+    fine_tune = example("fine_tune")
+    expected = fine_tune.EXPECTED_WITH_LORA if lora else fine_tune.EXPECTED_ACCURACY
+    result = train(machine, fine_tune.spec_of(lora))
+    assert result.history[-1]["val_accuracy"] >= expected
+    if lora:
+        frozen = [name for name in result.state_dict if name.endswith("query.base_layer.weight")]
+        before = fine_tune.spec_of(lora).model.state_dict()
+        assert all(bool((before[name] == result.state_dict[name]).all()) for name in frozen)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 import paceline as pl
 from paceline.arrays import Arrays
 from paceline.client.data import normalize
-from paceline.training.data import CellRequest, Source, fingerprint, lost_reader, open_source, to_device
+from paceline.training.data import CellRequest, Seeded, Source, fingerprint, lost_reader, open_source, to_device
 
 FRAME = pd.DataFrame({"age": [30, 40, 50], "height": [1.5, 1.6, 1.7], "label": [0, 1, 1]})
 
@@ -159,9 +159,9 @@ def test_an_exception_while_reading_reaches_the_consumer_in_its_place() -> None:
 
 def read(order: list[tuple[int, int]], augment: Callable[[Any], Any] | None = None, seed: int = 7) -> dict[Any, Any]:
     """Every sample as a reader gets it that asks in this order, from a process of any history."""
-    source = open_source(Squares(), seed, augment)
-    seeded = source._seeded  # type: ignore[attr-defined]
-    return {key: [part.tolist() if isinstance(part, torch.Tensor) else part for part in seeded[key]] for key in order}
+    seeded = Seeded(Squares().__getitem__, seed, augment)
+    samples = {(epoch, index): seeded[epoch, index, index] for epoch, index in order}
+    return {key: [v.tolist() if isinstance(v, torch.Tensor) else v for v in sample] for key, sample in samples.items()}
 
 
 def jitter(sample: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, int]:

@@ -14,6 +14,7 @@ from paceline.grid import (
     CELL_FLOP_PER_PARAMETER,
     MOST_COST,
     Grid,
+    ShardOrder,
     default_microbatches,
     derive_seed,
     epoch_order,
@@ -22,6 +23,7 @@ from paceline.grid import (
 from paceline.shares import split_evenly
 
 ORDER_OF_10 = [0, 7, 3, 8, 4, 5, 1, 9, 2, 6]
+ORDER_OF_10_IN_SHARDS = [4, 8, 9, 7, 3, 5, 6, 1, 0, 2]
 SEED_OF_ORDER = 3471081512423777433
 
 
@@ -93,6 +95,54 @@ def test_the_order_is_the_same_on_every_machine() -> None:
     """Golden values: another numpy or platform that gives others would change every digest."""
     assert epoch_order(10, 0, 0).tolist() == ORDER_OF_10
     assert derive_seed(0, "order", 0) == SEED_OF_ORDER
+
+
+# ---- data in shards ----
+
+
+@st.composite
+def shard_orders(draw: st.DrawFn) -> ShardOrder:
+    lengths = draw(st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any))
+    return ShardOrder(tuple(lengths), draw(st.integers(1, 5)))
+
+
+@given(shard_orders(), st.integers(0, 3), st.integers(0, 3), st.data())
+def test_an_epoch_in_shards_consumes_every_sample_once_however_it_is_cut(
+    order: ShardOrder, seed: int, epoch: int, data: st.DataObject
+) -> None:
+    samples = sum(order.lengths)
+    cuts = sorted({0, samples, *data.draw(st.lists(st.integers(0, samples), max_size=5))})
+    parts = [order.samples(seed, epoch, first, end).tolist() for first, end in zip(cuts, cuts[1:], strict=False)]
+    whole = order.samples(seed, epoch, 0, samples).tolist()
+    assert [index for part in parts for index in part] == whole
+    assert sorted(whole) == list(range(samples))
+
+
+@given(shard_orders(), st.integers(0, 3), st.integers(0, 3))
+def test_no_more_shards_than_a_window_are_in_use_at_once(order: ShardOrder, seed: int, epoch: int) -> None:
+    holders = np.searchsorted(order.starts, order.samples(seed, epoch, 0, sum(order.lengths)), side="right") - 1
+    at = 0
+    for window in range(order.windows):
+        shards = order.shards(seed, epoch, window)
+        assert len(shards) <= order.window
+        assert all(order.window_of(seed, epoch, int(shard)) == window for shard in shards)
+        taken = sum(order.lengths[shard] for shard in shards)
+        assert set(holders[at : at + taken].tolist()) == {shard for shard in shards if order.lengths[shard]}
+        at += taken
+
+
+@given(shard_orders(), st.integers(0, 3), st.integers(0, 3))
+def test_after_an_epochs_last_window_comes_the_next_epochs_first(order: ShardOrder, seed: int, epoch: int) -> None:
+    following = order.shards(seed, epoch, order.windows)
+    assert following.tolist() == order.shards(seed, epoch + 1, 0).tolist()
+
+
+def test_a_grid_of_data_in_shards_takes_their_order_on_every_machine() -> None:
+    order = ShardOrder((3, 4, 3), 2)
+    grid = Grid(10, 4, 2, False, 0, order)
+    assert epoch_samples(grid, 0) == order.samples(0, 0, 0, 10).tolist() == ORDER_OF_10_IN_SHARDS
+    assert epoch_samples(grid, 1) == order.samples(0, 1, 0, 10).tolist() != ORDER_OF_10_IN_SHARDS
+    assert grid.cell_samples(0, 0).dtype == np.int64
 
 
 def test_seeds_of_different_purposes_differ_and_fit_63_bits() -> None:

@@ -468,6 +468,16 @@ def test_a_slow_worker_that_makes_progress_is_never_lost() -> None:
         assert commands == [SetTimer(1.0, Tick(1))]
 
 
+def test_waiting_for_data_that_keep_coming_is_no_hang() -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    for second in range(1, 500):
+        for rank in (0, 1):
+            coming = Beat(step=0, cells=0, fetched=second * 10**6, phase="data", stack="")
+            job, _ = step(job, Answer(1, rank, coming), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        assert commands == [SetTimer(1.0, Tick(1))]
+
+
 @pytest.mark.parametrize(("phase", "heard"), [("compute", True), ("compute", False), ("exchange", False)])
 def test_a_hung_worker_is_ended_and_named_with_where_it_was_and_the_others_go_on(phase: str, heard: bool) -> None:
     job, _ = begun(submission(batch_size=4), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,12 +21,15 @@ from builders import options
 from workloads import Cnn, Transformer, mlp
 
 MIB = 2**20
+BOUND_S = 30
 
 
 def in_a_fork(act: Callable[[], int]) -> int:
     """The exit code of a process that does this."""
     child = os.fork()
     if child == 0:
+        signal.alarm(BOUND_S)
+        torch.set_num_threads(1)  # a fork has none of its parent's threads, which a parallel sum would wait for
         try:
             os._exit(act())
         finally:

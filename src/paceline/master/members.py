@@ -154,7 +154,7 @@ def smoothed(before: float | None, seconds: float) -> float:
 
 def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:
     """What the worker said of itself. Only a changed counter is progress."""
-    counter = (beat.step, beat.cells)
+    counter = (beat.step, beat.cells, beat.fetched)
     moved_at = now if counter != worker.counter or beat.phase != worker.phase else worker.moved_at
     return replace(worker, counter=counter, moved_at=moved_at, beat_at=now, phase=beat.phase, stack=beat.stack)
 

@@ -101,7 +101,7 @@ class Worker:
     step: int
     cell_s: float | None = None
     rest_s: float | None = None
-    counter: tuple[int, int] = (0, 0)
+    counter: tuple[int, int, int] = (0, 0, 0)
     moved_at: float = 0.0
     beat_at: float = 0.0
     phase: str = ""

@@ -6,11 +6,13 @@ import hashlib
 import multiprocessing
 import os
 import queue
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from paceline.arrays import Arrays
 from paceline.errors import InvalidSpec
-from paceline.grid import derive_seed
+from paceline.grid import ShardOrder, derive_seed
+from paceline.shards.data import Place, ShardedData
 from paceline.training.seeds import sample_seed, seed_everything
 
 PREFETCHED_BATCHES = 4
@@ -43,13 +46,18 @@ class CellRequest:
 
 
 class Source(Protocol):
-    """Opened data. `stream` yields one batch for each request, in order, read ahead in the background."""
+    """Opened data. order: of data in shards; None where any sample is as near as any other."""
+
+    @property
+    def order(self) -> ShardOrder | None: ...
 
     def __len__(self) -> int: ...
 
-    def stream(self, requests: Iterable[CellRequest]) -> Iterator[Any]: ...
+    def stream(self, requests: Iterable[CellRequest]) -> Iterator[Any]:
+        """One batch for each request, in order, read ahead in the background."""
 
-    def sample(self, index: int) -> Any: ...
+    def telling(self, samples: int) -> Iterator[Any]:
+        """What tells this data from other: about so many of its samples."""
 
 
 def open_source(
@@ -57,11 +65,20 @@ def open_source(
     seed: int,
     augment: Callable[[Any], Any] | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    place: Place | None = None,
 ) -> Source:
-    """Open what the spec gave: arrays, a Dataset, or a builder of one. Raises InvalidSpec on anything else."""
+    """Open what the spec gave: arrays, shards, a Dataset, or a builder of these. Raises InvalidSpec on anything else.
+
+    place: where shards are kept; left out, in a folder of the system's temporary one.
+    """
     if isinstance(data, type) or (callable(data) and not hasattr(data, "__getitem__")):
         seed_everything(derive_seed(seed, "data"))
         data = data()
+    if isinstance(data, ShardedData):
+        from paceline.training.shards import ShardedSource  # pyarrow, which only such data needs
+
+        place = place or Place(Path(tempfile.gettempdir()) / f"paceline-shards-{os.getuid()}")
+        return ShardedSource(data, seed, augment, collate, place)
     plain = augment is None and collate is None
     if plain and isinstance(data, Arrays):
         return TensorSource([torch.as_tensor(column) for column in data.columns])
@@ -94,17 +111,19 @@ class TensorSource:
     Each cell is gathered into fresh, aligned memory: kernels may give other bits for other alignments.
     """
 
+    order: ShardOrder | None = None
+
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self._tensors = tensors
 
     def __len__(self) -> int:
         return len(self._tensors[0])
 
-    def sample(self, index: int) -> Any:
-        return tuple(tensor[index] for tensor in self._tensors)
+    def telling(self, samples: int) -> Iterator[Any]:
+        return (tuple(tensor[index] for tensor in self._tensors) for index in _spread(len(self), samples))
 
     def stream(self, requests: Iterable[CellRequest]) -> Iterator[Any]:
-        return _read_ahead(self._batch(request) for request in requests)
+        return read_ahead(self._batch(request) for request in requests)
 
     def _batch(self, request: CellRequest) -> tuple[torch.Tensor, ...]:
         index = torch.from_numpy(request.indices)
@@ -114,6 +133,8 @@ class TensorSource:
 class DatasetSource:
     """A user's map-style Dataset, read by torch's DataLoader processes, each sample under its own seed."""
 
+    order: ShardOrder | None = None
+
     def __init__(
         self,
         dataset: Any,
@@ -121,28 +142,40 @@ class DatasetSource:
         augment: Callable[[Any], Any] | None,
         collate: Callable[[list[Any]], Any],
     ) -> None:
-        self._seeded = _Seeded(dataset, seed, augment)
-        self._collate = collate
+        self._dataset = dataset
+        self._seed, self._augment, self._collate = seed, augment, collate
 
     def __len__(self) -> int:
-        return len(self._seeded.dataset)
+        return len(self._dataset)
 
-    def sample(self, index: int) -> Any:
-        return self._seeded[(-1, index)]
+    def telling(self, samples: int) -> Iterator[Any]:
+        seeded = Seeded(self._dataset.__getitem__, self._seed, None)
+        return (seeded[(-1, index, index)] for index in _spread(len(self), samples))
 
     def stream(self, requests: Iterable[CellRequest]) -> Iterator[Any]:
-        keys = ([(request.epoch, int(index)) for index in request.indices] for request in requests)
-        batches = iter(
-            DataLoader(
-                self._seeded,
-                batch_sampler=keys,
-                collate_fn=self._collate,
-                num_workers=max(1, min(4, (os.cpu_count() or 2) - 1)),
-                prefetch_factor=PREFETCHED_BATCHES,
-                multiprocessing_context="fork" if hasattr(os, "fork") else None,
-            )
+        keys = ([(request.epoch, int(index), int(index)) for index in request.indices] for request in requests)
+        return in_processes(keys, self._dataset.__getitem__, self._seed, self._augment, self._collate)
+
+
+def in_processes(
+    keys: Iterable[list[tuple[int, int, Any]]],
+    load: Callable[[Any], Any],
+    seed: int,
+    augment: Callable[[Any], Any] | None,
+    collate: Callable[[list[Any]], Any],
+) -> Iterator[Any]:
+    """A batch for each list of (epoch, index, what to load), made by torch's DataLoader processes."""
+    batches = iter(
+        DataLoader(
+            Seeded(load, seed, augment),
+            batch_sampler=keys,
+            collate_fn=collate,
+            num_workers=max(1, min(4, (os.cpu_count() or 2) - 1)),
+            prefetch_factor=PREFETCHED_BATCHES,
+            multiprocessing_context="fork" if hasattr(os, "fork") else None,
         )
-        return _or_lost(batches, multiprocessing.active_children())
+    )
+    return _or_lost(batches, multiprocessing.active_children())
 
 
 def _or_lost(batches: Iterator[Any], processes: list[BaseProcess]) -> Iterator[Any]:
@@ -176,22 +209,22 @@ def lost_reader(error: Exception) -> bool:
     return by_handler or isinstance(error, LostReader)
 
 
-class _Seeded(Dataset[Any]):
+class Seeded(Dataset[Any]):
     """Loads and augments a sample under seeds of (seed, epoch, index), in whichever process that happens."""
 
-    def __init__(self, dataset: Any, seed: int, augment: Callable[[Any], Any] | None) -> None:
-        self.dataset = dataset
+    def __init__(self, load: Callable[[Any], Any], seed: int, augment: Callable[[Any], Any] | None) -> None:
+        self._load = load
         self._seed = seed
         self._augment = augment
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, Any]) -> Any:
+        epoch, index, item = key
         seed_everything(sample_seed(self._seed, epoch, index))
-        sample = self.dataset[index]
+        sample = self._load(item)
         return sample if self._augment is None or epoch < 0 else self._augment(sample)
 
 
-def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+def read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """Run `batches` in a thread, a few ahead. An exception there is raised here, in its place.
 
     They are handed over in chunks: waking the other thread for each would cost a small model a tenth of its time.
@@ -237,9 +270,14 @@ def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
 def fingerprint(source: Source) -> str:
     """Length and a hash of sampled items: equal on all workers that built the same data."""
     total = hashlib.sha256(str(len(source)).encode())
-    for index in sorted({i * (len(source) - 1) // (FINGERPRINTED_SAMPLES - 1) for i in range(FINGERPRINTED_SAMPLES)}):
-        _hash_into(total, source.sample(index))
+    for item in source.telling(FINGERPRINTED_SAMPLES):
+        _hash_into(total, item)
     return f"{len(source)}:{total.hexdigest()[:32]}"
+
+
+def _spread(length: int, samples: int) -> list[int]:
+    """So many indices or fewer, from the first to the last."""
+    return sorted({i * (length - 1) // (samples - 1) for i in range(samples)})
 
 
 def _hash_into(total: hashlib._Hash, item: Any) -> None:
@@ -251,7 +289,7 @@ def _hash_into(total: hashlib._Hash, item: Any) -> None:
         total.update(np.ascontiguousarray(item).tobytes())
     elif isinstance(item, str | int | float | bool | bytes | None):
         total.update(repr(item).encode())
-    elif isinstance(item, dict):
+    elif isinstance(item, Mapping):
         for key in sorted(item, key=str):
             total.update(str(key).encode())
             _hash_into(total, item[key])
@@ -264,7 +302,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor in it on `device`."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
         moved = [to_device(part, device) for part in batch]

@@ -60,11 +60,7 @@ def _batches(source: Source, cell_size: int, first: int, end: int) -> Iterator[t
 def _row(
     program: Program, batch: Any, plain: dict[str, Any], stateful: dict[str, Any], count: int
 ) -> tuple[float, ...]:
-    if program.training_step is not None and not program.metrics:
-        return (count, count * float(program.cell_loss(batch)))
-    with program.autocast():
-        outputs, targets = program.forward(batch)
-        loss = program.cell_loss(batch) if program.loss is None else program.loss(outputs, targets)
+    outputs, targets, loss = program.evaluated(batch)
     for metric in stateful.values():
         metric.update(outputs, targets)
     values = [_number(name, metric(outputs, targets)) for name, metric in plain.items()]

@@ -36,6 +36,7 @@ from paceline.messages import (
     TrainRound,
     Warned,
 )
+from paceline.shards.data import Place
 from paceline.stop import step_bound
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.checkpoint import (
@@ -82,13 +83,22 @@ class TrainingJob:
         device = torch.device(setup.device)
         fields = open_package(submission.program, cache)
         self.program = build(fields, options.seed, device, options.precision)
+        place = Place(cache.folder / "shards", monitor.fetched)
         self._train = open_source(
-            open_package(submission.train_data, cache), options.seed, fields["augment"], fields["collate"]
+            open_package(submission.train_data, cache), options.seed, fields["augment"], fields["collate"], place
         )
         self._val: Source | None = None
         if submission.val_data is not None:
-            self._val = open_source(open_package(submission.val_data, cache), options.seed, None, fields["collate"])
-        self.grid = Grid(len(self._train), options.batch_size, options.microbatches, options.drop_last, options.seed)
+            data = open_package(submission.val_data, cache)
+            self._val = open_source(data, options.seed, None, fields["collate"], place)
+        self.grid = Grid(
+            len(self._train),
+            options.batch_size,
+            options.microbatches,
+            options.drop_last,
+            options.seed,
+            self._train.order,
+        )
         check_sizes(self._train, self._val, options.batch_size)
         bound = step_bound(options.stop, self.grid.steps_per_epoch)
         self._total_samples = None if bound is None else self.grid.samples_seen(bound)

@@ -38,11 +38,12 @@ class Reading:
 
 
 class Monitor:
-    """Written by the main thread, read by the beating one."""
+    """Written by the main thread, read by the beating one. bytes: of data that were fetched."""
 
     def __init__(self) -> None:
         self.step = 0
         self.cells = 0
+        self.bytes = 0
         self.phase = "idle"
         self._spent: defaultdict[str, float] = defaultdict(float)  # seconds, by phase
         self._main = threading.main_thread().ident
@@ -62,8 +63,12 @@ class Monitor:
         busy_s = self._spent["data"] + self._spent["compute"]
         return Reading(time.perf_counter(), self.step, self.cells, busy_s, self._spent["exchange"])
 
+    def fetched(self, nbytes: int) -> None:
+        """Count data that were fetched and unpacked: waiting for them is no hang. Called from any thread."""
+        self.bytes += nbytes
+
     def beat(self) -> Beat:
-        return Beat(step=self.step, cells=self.cells, phase=self.phase, stack=self._stack())
+        return Beat(step=self.step, cells=self.cells, fetched=self.bytes, phase=self.phase, stack=self._stack())
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._main or 0)

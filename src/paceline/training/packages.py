@@ -19,7 +19,7 @@ class NodeCache:
     """Blobs as files, once a node. `shared`: folders that hold some already (the master's own, on its node)."""
 
     def __init__(self, folder: Path, shared: Sequence[Path], store: BlobStore) -> None:
-        self._folder = folder
+        self.folder = folder
         self._shared = shared
         self._store = store
 
@@ -28,9 +28,9 @@ class NodeCache:
         for folder in self._shared:
             if (folder / name).exists():
                 return folder / name
-        path = self._folder / name
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f".{name}.lock").open("w") as lock:
+        path = self.folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 self._store.download(name, path)

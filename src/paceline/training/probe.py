@@ -20,6 +20,7 @@ from paceline.errors import Unplaceable
 from paceline.grid import Grid
 from paceline.measured import CellTime, Profile, rough_bytes
 from paceline.messages import Group, Probed, ProbeSetup
+from paceline.shards.data import Place
 from paceline.spec import Keep
 from paceline.stop import step_bound
 from paceline.training.batchnorm import BatchNormPool
@@ -137,12 +138,22 @@ class _Measurement:
         make_deterministic(options.threads, options.reproducible)
         self._fields = open_package(submission.program, self._cache)
         augment, collate = self._fields["augment"], self._fields["collate"]
-        self._train = open_source(open_package(submission.train_data, self._cache), options.seed, augment, collate)
+        place = Place(self._cache.folder / "shards")
+        train = open_package(submission.train_data, self._cache)
+        self._train = open_source(train, options.seed, augment, collate, place)
         self._val: Source | None = None
         if submission.val_data is not None:
-            self._val = open_source(open_package(submission.val_data, self._cache), options.seed, None, collate)
+            val = open_package(submission.val_data, self._cache)
+            self._val = open_source(val, options.seed, None, collate, place)
         check_sizes(self._train, self._val, options.batch_size)
-        self._grid = Grid(len(self._train), options.batch_size, options.microbatches, options.drop_last, options.seed)
+        self._grid = Grid(
+            len(self._train),
+            options.batch_size,
+            options.microbatches,
+            options.drop_last,
+            options.seed,
+            self._train.order,
+        )
         bound = step_bound(options.stop, self._grid.steps_per_epoch)
         self._total_samples = None if bound is None else self._grid.samples_seen(bound)
 

@@ -1,4 +1,4 @@
-"""A worker's program: the user's objects, built on their device, and the three calls that training makes of them."""
+"""A worker's program: the user's objects, built on their device, and the calls that training makes of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from paceline.errors import InvalidSpec
+from paceline.frameworks.step import FrameworkStep
 from paceline.grid import derive_seed
 from paceline.training.seeds import seed_everything
 
@@ -43,6 +44,17 @@ class Program:
                 outputs, targets = self.forward(batch)
                 loss = self.loss(outputs, targets)  # type: ignore[misc]
         return _scalar(loss, "training_step" if self.training_step else "loss")
+
+    def evaluated(self, batch: Any) -> tuple[Any, Any, Any]:
+        """(outputs, targets) for the metrics, where there are any, and the mean loss of one batch."""
+        with self.autocast():
+            if isinstance(self.training_step, FrameworkStep):
+                return self.training_step.evaluate(self.model, batch)
+            if self.training_step is None:
+                outputs, targets = self.forward(batch)
+                return outputs, targets, self.loss(outputs, targets)  # type: ignore[misc]
+            outputs, targets = self.forward(batch) if self.metrics else (None, None)
+            return outputs, targets, self.cell_loss(batch)
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) of a batch whose last part is the targets."""
