@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -215,17 +216,14 @@ def test_only_lower_priority_that_ran_its_least_time_is_asked_to_leave_and_then_
     if victims:
         (gains,) = {d.for_job for d in victims}
         leaving = [job for job in scene.running if job.leaves or job.id in {d.job for d in victims}]
-        before_it = [d for d in decisions if isinstance(d, Start) and rank_of(scene, d.job) > rank_of(scene, gains)]
+        looked_at_before = takewhile(lambda d: not isinstance(d, Preempt), decisions)
+        before_it = [d for d in looked_at_before if isinstance(d, Start)]
         then = give(scene.free(), [hold for job in leaving for hold in job.holds])
         then = take(then, [hold for d in before_it for hold in holds_of(d.plan)])
         Planner(asked)(gains, then)  # it fits; and without any one of the victims it would not
         for spared in victims:
             with pytest.raises(Unplaceable):
                 Planner(asked)(gains, take(then, running[spared.job].holds))
-
-
-def rank_of(scene: Scene, job_id: str) -> float:
-    return ranked([job.waiting for job in scene.waiting], scene.running, scene.usage, scene.policy)[job_id]
 
 
 @given(scenes())
