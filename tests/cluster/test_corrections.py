@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import paceline as pl
@@ -64,6 +65,7 @@ def progress(job: pl.Job) -> int:
     return max((event.data["step"] for event in job.events_so_far() if event.kind == "progress"), default=0)
 
 
+@pytest.mark.slow
 def test_a_newcomers_slow_first_step_costs_it_no_share(client: pl.Client, tmp_path: Path) -> None:
     job = client.submit(job_spec(tmp_path / "job", steps=100_000, workers=1))
     wait_until(lambda: progress(job) > 5)
@@ -77,6 +79,7 @@ def test_a_newcomers_slow_first_step_costs_it_no_share(client: pl.Client, tmp_pa
     assert shares == {((0, 4), (4, 8))}
 
 
+@pytest.mark.slow
 def test_a_worker_that_only_delays_the_others_is_let_go_with_the_numbers_and_the_digest_stays(
     client: pl.Client, tmp_path: Path
 ) -> None:

@@ -243,6 +243,7 @@ def tuned(client: pl.Client, model: Any, workers: int) -> pl.Result:
     return job.result(timeout=120)
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_trains_with_its_collator_to_one_digest(client: pl.Client) -> None:
     one, two = (tuned(client, bert(), workers) for workers in (1, 2))
     assert one.digest == two.digest

@@ -106,6 +106,7 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[pl.Client, Path]]:
         yield client, tmp_path / "master"
 
 
+@pytest.mark.slow
 def test_data_of_several_times_the_cache_train_over_http_with_a_worker_killed(
     two_nodes: tuple[pl.Client, Path], shards: dict[str, list[Path]], client: pl.Client
 ) -> None:
@@ -127,6 +128,7 @@ def test_data_of_several_times_the_cache_train_over_http_with_a_worker_killed(
         assert served.total() > 3 * whole  # it was fetched again in each epoch
 
 
+@pytest.mark.slow
 def test_shards_train_from_an_object_store(
     shards: dict[str, list[Path]], reference: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

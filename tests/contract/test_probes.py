@@ -62,6 +62,7 @@ def test_a_job_is_probed_once_its_digest_stays_and_the_next_of_its_kind_is_plann
     assert "PLANNING" not in states(second)
 
 
+@pytest.mark.slow
 def test_the_times_of_half_and_quarter_microbatches_are_measured_too(cluster: pl.Client) -> None:
     job = cluster.submit(spec(lambda: Cnn(16), batch_size=128, **SHORT))
     job.result(timeout=30)

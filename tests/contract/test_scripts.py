@@ -63,6 +63,7 @@ def test_a_script_comes_to_the_same_loss_as_under_torchrun(
     assert found == under_torchrun(*script, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_ranks_on_two_nodes_have_the_environment_that_torchrun_gives(cluster: pl.Client) -> None:
     spec = pl.ScriptSpec(workdir=None, resources=pl.Resources(workers=6), max_restarts=2, env={"MINE": "yes"})
     job = cluster.call(environment, spec=spec)

@@ -60,6 +60,7 @@ def test_unequal_hosts_on_narrow_links_give_the_reference_digest(emulated: Emula
     assert {worker.node_name for worker in job.plan.workers} == {"a", "b", "c"}
 
 
+@pytest.mark.slow
 def test_a_partitioned_host_is_named_and_the_others_end_the_job(whole: EmulatedCluster, reference: str) -> None:
     job = submit(whole)
     wait_for_step(job, 60)
@@ -118,6 +119,7 @@ def test_a_slow_way_to_the_master_costs_nothing_but_time(whole: EmulatedCluster,
     assert "worker_lost" not in [event.kind for event in job.events_so_far()]
 
 
+@pytest.mark.slow
 def test_a_host_that_becomes_slow_is_named_and_gets_a_smaller_share(whole: EmulatedCluster, client: pl.Client) -> None:
     heavy = {**LONG, "model": partial(Cnn, 32), "batch_size": 1024, "drop_last": True, "stop": pl.MaxSteps(30)}
     job = submit(whole, **heavy)
