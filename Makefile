@@ -32,6 +32,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/unequal.py
 	$(BIN)/python benchmarks/failures.py
+	$(BIN)/python benchmarks/sharded.py
 	$(BIN)/python benchmarks/reduction.py
 
 clean:

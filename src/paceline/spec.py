@@ -123,8 +123,8 @@ class PlainFields(BaseModel):
 
     @model_validator(mode="after")
     def _parts_that_exist(self) -> Self:
-        if self.sync in ("sharded", "local"):
-            raise NotYetSupported(f"sync={self.sync!r} is not built yet.", "Use sync='exact' or leave it out.")
+        if self.sync == "local":
+            raise NotYetSupported("sync='local' is not built yet.", "Use sync='exact' or leave it out.")
         if self.deadline is not None:
             raise NotYetSupported("deadline= is not built yet.", "Use stop=... | pl.MaxTime('10m') meanwhile.")
         if not must_end(self.stop):
@@ -295,13 +295,15 @@ class Versions(BaseModel):
 class Facts(BaseModel):
     """What the client knows about the model and the data without training; None where it can't.
 
-    flop_per_sample: of a forward. chose_microbatches: the spec left their number out.
+    flop_per_sample: of a forward. chose_microbatches: the spec left their number out. unit_bytes: of the largest unit
+    that the model is cut into where it is sharded.
     """
 
     model_config = ConfigDict(frozen=True)
 
     parameters: Amount | None = None
     parameter_bytes: Amount | None = None
+    unit_bytes: Amount | None = None
     flop_per_sample: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     chose_microbatches: bool = False
     train_samples: Amount | None = None

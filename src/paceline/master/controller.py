@@ -35,7 +35,7 @@ from paceline.master.states import (
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Trained
 from paceline.plan import Plan
-from paceline.planner.planner import one_more, plan_workers
+from paceline.planner.planner import decided, one_more, plan_workers
 from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
@@ -87,6 +87,7 @@ class Controller:
         known = await asyncio.to_thread(self._store.job_of_request, submission.request_id)
         if known is not None:
             return known
+        submission = decided(self._cluster.nodes(), submission)
         self.check_placeable(submission)
         job_id = f"job-{uuid.uuid4().hex[:10]}"
         row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time())
@@ -288,7 +289,7 @@ class Controller:
                 plan = self._plan(job)
             except Unplaceable as refusal:
                 log.info("job_waits", job=job_id, reason=str(refusal))
-                if "hardware_class" in refusal.details:  # its nodes may never come back: it holds nobody up
+                if refusal.details.keys() & {"hardware_class", "sharded"}:  # its nodes may never come back
                     await self._handle(job_id, Unplaced(refusal.to_json()))
                     continue
                 return False

@@ -112,6 +112,8 @@ def _needed(state: Running, training: Training, joining: Sequence[int]) -> set[i
 
 def _rebalanced(state: Running, job_id: str, attempt: int) -> Running:
     """Other shares, where the measured speeds promise a clear gain."""
+    if state.plan.mode == "sharded":
+        return state
     speeds = [state.workers[rank].cell_s for rank in state.members]
     known = [seconds for seconds in speeds if seconds]
     if len(known) < len(speeds) or len(speeds) < 2 or state.rounds < FIRST_ROUNDS:
@@ -155,7 +157,8 @@ def asked(state: Running) -> tuple[int, ...]:
     """Members that are to answer the present order."""
     if isinstance(state.order, CheckRound):
         return (state.order.checker,)
-    return state.members[:1] if isinstance(state.order, SaveRound) else state.members
+    alone = isinstance(state.order, SaveRound) and state.plan.mode == "exact"
+    return state.members[:1] if alone else state.members
 
 
 def named(placement: Placement) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from paceline.errors import Unplaceable
 from paceline.grid import DEFAULT_MICROBATCHES, MOST_COST
 from paceline.plan import Node, NodeReason, Placement, Plan
+from paceline.planner.sharded import plan_sharded
 from paceline.shares import split_evenly
-from paceline.spec import Facts, TrainOptions
+from paceline.spec import Facts, Submission, TrainOptions
 
 WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
 COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
@@ -51,6 +52,8 @@ def plan_workers(
     Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended, and with
     `details["hardware_class"]` where no node of that class is left.
     """
+    if options.sync == "sharded":
+        return plan_sharded(nodes, options, facts, wish)
     memory = options.resources.memory or worker_memory(facts)
     begun_on = hardware_class if options.reproducible else None
     device = _device([node for node in nodes if begun_on in (None, node.hardware_class)], options)
@@ -78,6 +81,25 @@ def plan_workers(
         summary=f"{why}; {_grid(options, facts)}",
         reasons=tuple(_reason(room, workers, memory) for room in rooms),
     )
+
+
+def decided(nodes: Sequence[Node], submission: Submission) -> Submission:
+    """The submission with `sync="sharded"` where that was left to the master and the model fits on no node.
+
+    Decided once, when the job is submitted: its checkpoints are of one kind.
+    """
+    options, facts = submission.options, submission.facts
+    if options.sync != "auto" or options.resources.memory is not None or not facts.parameter_bytes:
+        return submission
+    if any(node.memory - (MASTER_BYTES if node.is_master else 0) >= worker_memory(facts) for node in nodes):
+        return submission
+    cut = options.model_copy(update={"sync": "sharded"})
+    try:
+        plan_sharded(nodes, cut, facts)
+    except Unplaceable as refusal:
+        if not refusal.details.get("busy"):
+            return submission  # the refusal of exact training names the plainer remedies
+    return submission.model_copy(update={"options": cut})
 
 
 def most_workers(options: TrainOptions, facts: Facts, wish: int | None = None) -> int:

@@ -75,6 +75,19 @@ def open_source(
     return DatasetSource(data, seed, augment, collate or default_collate)
 
 
+def check_sizes(train: Source, val: Source | None, batch_size: int) -> None:
+    """Raise InvalidSpec where there is nothing to read, or less than a batch."""
+    if len(train) == 0:
+        raise InvalidSpec("the training data is empty.", "Check the dataset's builder and its paths.")
+    if val is not None and len(val) == 0:
+        raise InvalidSpec("the validation data is empty.", "Check it, or leave val_data out.")
+    if batch_size > len(train):
+        raise InvalidSpec(
+            f"batch_size={batch_size} is larger than the training data's {len(train)} samples.",
+            f"Set batch_size to at most {len(train)}.",
+        )
+
+
 class TensorSource:
     """Tensors in memory (or mapped): a batch is one gather per column, done by a background thread.
 

@@ -75,14 +75,23 @@ def _scalar(loss: Any, field: str) -> torch.Tensor:
 
 def build(fields: dict[str, Any], seed: int, device: torch.device, precision: str) -> Program:
     """Build model and optimizer from the unpickled fields. Raises InvalidSpec, or whatever the user's code raises."""
+    model = build_model(fields["model"], seed).to(device)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()  # out of the mapped file, into aligned memory of our own
+    return assemble(model, fields, device, precision)
+
+
+def build_model(given: Any, seed: int) -> torch.nn.Module:
+    """The module itself, or what its builder builds under the seed. Raises InvalidSpec where that is no module."""
     seed_everything(derive_seed(seed, "model"))
-    given = fields["model"]
     model = given if isinstance(given, torch.nn.Module) else given()
     if not isinstance(model, torch.nn.Module):
         raise InvalidSpec(f"model= built a {type(model).__name__}.", "Build and return a torch.nn.Module.")
-    model = model.to(device)
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data = tensor.data.clone()  # out of the mapped file, into aligned memory of our own
+    return model
+
+
+def assemble(model: torch.nn.Module, fields: dict[str, Any], device: torch.device, precision: str) -> Program:
+    """The program around a model that is where it will train. Raises InvalidSpec, as `build`."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise InvalidSpec("the model has no parameters that require gradients.", "Give a model that can be trained.")

@@ -22,8 +22,9 @@ from paceline.master.feed import FeedEvent
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
+from paceline.messages import ModelFile
 from paceline.plan import Plan
-from paceline.planner.planner import plan_workers
+from paceline.planner.planner import decided, plan_workers
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -55,10 +56,14 @@ class JobView(BaseModel):
 
 
 class ResultView(BaseModel):
-    """What a finished job delivers; `blob` is the model's safetensors file. expires_at: when it is kept no longer."""
+    """What a finished job delivers; `blob` is the model's safetensors file. expires_at: when it is kept no longer.
+
+    files: of a sharded model, each with its blob; `blob` is then their index.
+    """
 
     job_id: str
     blob: str
+    files: list[ModelFile] = []
     nbytes: int
     digest: str
     step: int
@@ -126,7 +131,8 @@ async def submit(master: The, submission: Submission) -> JobView:
 async def plan(master: The, submission: Submission) -> Plan:
     """What the master would decide now. Nothing is stored or run; no blobs are needed."""
     versions.check(submission.versions, master.versions, "the client")
-    return plan_workers(master.cluster.nodes(), submission.options, submission.facts)
+    nodes = master.cluster.nodes()
+    return plan_workers(nodes, decided(nodes, submission).options, submission.facts)
 
 
 def check_submission(master: Master, submission: Submission) -> None:
@@ -171,7 +177,8 @@ async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) 
     row = await run_in_threadpool(master.store.job, job_id)
     if row.state in ENDED:
         raise Conflict(f"job {job_id} is {row.state}; it trains no more.", "Submit it again.")
-    cells = row.submission["options"]["microbatches"]
+    options = TrainOptions.model_validate(row.submission["options"])
+    cells = options.batch_size if options.sync == "sharded" else options.microbatches
     if workers > cells:
         raise InvalidSpec(
             f"{workers} workers were asked for, and job {job_id} cuts a batch into {cells} microbatches.",
