@@ -19,6 +19,7 @@ from workloads import Cnn, Transformer, spec
 
 CLOSE = 2e-3
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+CALM = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)  # a small eps blows rounding up where gradients are near zero
 
 
 def transformer() -> Transformer:
@@ -32,7 +33,12 @@ def builder() -> Transformer:
 
 
 def sharded(model: Any, workers: int, **changes: Any) -> pl.TrainSpec:
-    return spec(model, workers=workers, sync="sharded", **{"batch_size": 96, "clip_grad_norm": 1.0, **changes})
+    return spec(
+        model,
+        workers=workers,
+        sync="sharded",
+        **{"batch_size": 96, "microbatches": 4, "clip_grad_norm": 1.0, **changes},
+    )
 
 
 def values(result: pl.Result) -> list[dict[str, float]]:
@@ -49,7 +55,9 @@ def assert_same_course(result: pl.Result, expected: pl.Result) -> None:
 @pytest.fixture(scope="module")
 def exact(client: pl.Client) -> pl.Result:
     """The same job, unsharded, on one worker of another master."""
-    unsharded = spec(transformer(), workers=1, batch_size=96, clip_grad_norm=1.0, optimizer=SGD, eval_every=5)
+    unsharded = spec(
+        transformer(), workers=1, batch_size=96, microbatches=4, clip_grad_norm=1.0, optimizer=SGD, eval_every=5
+    )
     return client.submit(unsharded).result(timeout=120)
 
 
@@ -93,7 +101,7 @@ def test_a_builders_values_do_not_depend_on_the_number_of_workers(client: pl.Cli
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 
-LONG = {"stop": pl.MaxEpochs(6), "checkpoint_every": 10, "eval_every": 15}
+LONG = {"stop": pl.MaxEpochs(3), "checkpoint_every": 10, "eval_every": 15}
 
 
 @pytest.mark.slow
@@ -101,7 +109,7 @@ def test_a_killed_worker_and_all_of_them_cost_neither_losses_nor_samples(cluster
     expected = cluster.submit(sharded(builder, 2, **LONG)).result(timeout=180)
     for victims in (1, 2):
         job = cluster.submit(sharded(builder, 2, **LONG))
-        wait_until(lambda job=job: any(worker["last_step"] >= 35 for worker in job.workers()), 120)
+        wait_until(lambda job=job: any(worker["last_step"] >= 25 for worker in job.workers()), 120)
         for worker in job.workers()[:victims]:
             os.kill(worker["pid"], signal.SIGKILL)
         result = job.result(timeout=180)
@@ -114,11 +122,11 @@ def test_a_killed_worker_and_all_of_them_cost_neither_losses_nor_samples(cluster
 @pytest.mark.slow
 def test_a_checkpoint_is_cut_anew_for_more_and_for_fewer_workers(client: pl.Client) -> None:
     """From two workers to three, and to one, with the best model so far on the way."""
-    long = {**LONG, "keep": "best:val_loss"}
+    long = {**LONG, "keep": "best:val_loss", "optimizer": CALM}
     expected = client.submit(sharded(builder, 2, **long)).result(timeout=180)
     for workers in (3, 1):
         job = client.submit(sharded(builder, 2, **long))
-        wait_until(lambda job=job: any(worker["last_step"] >= 35 for worker in job.workers()), 120)
+        wait_until(lambda job=job: any(worker["last_step"] >= 25 for worker in job.workers()), 120)
         job.scale(workers)
         result = job.result(timeout=180)
         assert len(result.plan.workers) == workers
