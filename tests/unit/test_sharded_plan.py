@@ -81,7 +81,7 @@ def test_the_ladder_is_climbed_only_as_far_as_memory_needs() -> None:
 def test_every_worker_has_a_microbatch_where_the_spec_leaves_their_number_out() -> None:
     nodes = [node(f"n{at}") for at in range(3)]
     chosen = facts(0.001, chose_microbatches=True)
-    plan = placed(nodes, chosen, batch_size=12, microbatches=1, resources=pl.Resources(workers=3))
+    plan = placed(nodes, chosen, batch_size=12, microbatches=6, resources=pl.Resources(workers=3))
     assert [end - first for first, end in (worker.share for worker in plan.workers)] == [1, 1, 1]
     assert plan.sharding is not None
     assert plan.sharding.microbatches == plan.microbatches == 3

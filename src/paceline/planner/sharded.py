@@ -16,7 +16,7 @@ from paceline.plan import Node, NodeReason, Placement, Plan, Sharding
 from paceline.shares import split_evenly
 from paceline.spec import Facts, Keep, TrainOptions
 
-WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
+WORKER_BASE_BYTES = 300 * 2**20  # a process with torch and FSDP, before any model
 MASTER_BYTES = 512 * 2**20
 COPIES = 4  # parameters, gradients and two of the optimizer's
 UNITS_AT_ONCE = 4  # whole ones: two gathered, one's gradients, and those once more while they are summed
@@ -99,11 +99,14 @@ def _need(options: TrainOptions, facts: Facts, known: Measured) -> Need:
 
 
 def _ladder(options: TrainOptions, facts: Facts, need: Need) -> Iterator[Sharding]:
-    """From the quickest to the smallest. Without measured activations, what saves on them promises nothing."""
-    yield Sharding(microbatches=options.microbatches)
+    """From the quickest to the smallest. Without measured activations, what saves on them promises nothing.
+
+    Each pass gathers the whole model: where the spec left their number out, there are as few microbatches as workers.
+    """
+    cells = 1 if facts.chose_microbatches else options.microbatches
+    yield Sharding(microbatches=cells)
     if not need.activation_bytes:
         return
-    cells = options.microbatches
     while cells < options.batch_size:
         cells = min(2 * cells, options.batch_size)
         yield Sharding(microbatches=cells)
