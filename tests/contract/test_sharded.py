@@ -88,6 +88,7 @@ def test_the_model_comes_back_in_hugging_faces_layout(client: pl.Client) -> None
         assert torch.equal(tensor, tensors[name])
 
 
+@pytest.mark.slow
 def test_a_builders_values_do_not_depend_on_the_number_of_workers(client: pl.Client) -> None:
     """Adam's state, batch-norm's statistics and an uneven last batch are in it."""
     one, three = (

