@@ -36,7 +36,9 @@ def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
         if at is not None and at <= now:
             continue
         used |= {blob for package in Submission.model_validate(row.submission).packages for blob in package.blobs}
-        used |= {row.delivery["blob"]} if row.delivery else set()
+        if row.delivery:
+            used |= {row.delivery["blob"], *(file["blob"] for file in row.delivery.get("files", ()))}
         if row.ended_at is None:
-            used |= {checkpoint["ref"]["blob"] for checkpoint in row.checkpoints or ()}
+            for checkpoint in row.checkpoints or ():
+                used |= {checkpoint["ref"]["blob"], *checkpoint["ref"].get("files", ())}
     return used

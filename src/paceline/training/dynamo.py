@@ -40,6 +40,8 @@ def defer() -> None:
     """Put the stand-in in place, unless the real module is already here."""
     if NAME not in sys.modules:
         stand_in = _UntilCompiled(NAME)
-        stand_in.__spec__ = importlib.util.find_spec(NAME)  # no __path__: the import of a submodule takes the real one
+        spec = importlib.util.find_spec(NAME)
+        stand_in.__spec__ = spec  # no __path__: the import of a submodule takes the real one
+        stand_in.__file__ = spec.origin if spec else None  # whoever looks for a file's module asks all of them
         sys.modules[NAME] = stand_in
         torch._dynamo = stand_in

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from paceline.errors import Corrupt, NotFound, PacelineError, ProtocolError, UserCodeError
+from paceline.errors import PacelineError, ProtocolError, UserCodeError
 from paceline.messages import (
     CheckRound,
     EvaluateRound,
@@ -34,6 +34,7 @@ from paceline.tls import trusting
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
 from paceline.training.data import lost_reader
 from paceline.training.job import TrainingJob
+from paceline.training.mode import DamagedCheckpoint, damage_of
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
 from paceline.training.probe import probe
@@ -97,6 +98,8 @@ class WorkerProcess:
             return _do(self._job, order)
         except MasterGone:
             raise
+        except DamagedCheckpoint as damaged:
+            return Unloadable(step=damaged.step, reason=damaged.reason)
         except PacelineError as error:
             return WorkerFailed(error=error.to_json())
         except Exception as error:  # the user's own travels to them whole
@@ -111,14 +114,12 @@ class WorkerProcess:
     def _cache(self) -> NodeCache:
         return NodeCache(Path(self._env.cache), [Path(folder) for folder in self._env.shared], self._blobs)
 
-    def _set_up(self, setup: Setup) -> Ready | Unloadable:
+    def _set_up(self, setup: Setup) -> Ready:
         env, cache = self._env, self._cache()
         with self._monitor.doing("building"):
             if setup.checkpoint is not None:
-                try:
+                with damage_of(setup.checkpoint):
                     cache.checked(setup.checkpoint.blob)
-                except (Corrupt, NotFound) as damaged:
-                    return Unloadable(step=setup.checkpoint.step, reason=damaged.fact)
             self._job = TrainingJob(
                 setup, cache, self._blobs, Path(env.scratch), env.address, self._channel.send, self._monitor
             )
