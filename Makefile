@@ -33,6 +33,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/unequal.py
 	$(BIN)/python benchmarks/failures.py
 	$(BIN)/python benchmarks/scheduling.py
+	$(BIN)/python benchmarks/sharded.py
 	$(BIN)/python benchmarks/reduction.py
 	$(BIN)/python benchmarks/planner_scale.py
 

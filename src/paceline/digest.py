@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +44,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_digest(path: Path) -> str:
-    """`"sha256:…"` of the tensors in a safetensors file. Raises Corrupt where the file is not one."""
+def model_digest(*paths: Path) -> str:
+    """`"sha256:…"` of the tensors in one safetensors file, or in several. Raises Corrupt where a file is not one."""
     total = hashlib.sha256()
-    with path.open("rb") as file:
-        header, data_start = read_header(file, path.stat().st_size)
-        for name in sorted(header):
-            entry = header[name]
-            total.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
+    with ExitStack() as opened:
+        tensors: dict[str, tuple[Any, int, _Entry]] = {}
+        for path in paths:
+            file = opened.enter_context(path.open("rb"))
+            header, data_start = read_header(file, path.stat().st_size)
+            tensors |= {name: (file, data_start, entry) for name, entry in header.items()}
+        for name in sorted(tensors):
+            file, data_start, entry = tensors[name]
+            total.update(digest_line(name, entry.dtype, entry.shape))
             start, end = entry.data_offsets
             file.seek(data_start + start)
             remaining = end - start
             while remaining:
                 chunk = file.read(min(remaining, 1 << 20))
                 if not chunk:
-                    raise Corrupt(f"{path.name} ends inside tensor {name!r}.", "Fetch the file again.")
+                    raise Corrupt(f"{Path(file.name).name} ends inside tensor {name!r}.", "Fetch the file again.")
                 total.update(chunk)
                 remaining -= len(chunk)
     return f"sha256:{total.hexdigest()}"
+
+
+def digest_line(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    """What enters the digest before a tensor's bytes."""
+    return json.dumps([name, dtype, list(shape)]).encode() + b"\n"
 
 
 def read_header(file: Any, size: int) -> tuple[dict[str, _Entry], int]:

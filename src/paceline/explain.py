@@ -58,7 +58,7 @@ def document(plan: Plan) -> dict[str, Any]:
         "decision": {"answer": "queued" if waiting else "granted", **waiting, "summary": plan.summary},
         "chosen": {
             "mode": plan.mode,
-            "nodes": [node.model_dump(mode="json", include={"name", "share", "predicted"}) for node in plan.nodes],
+            "nodes": _chosen(plan),
             "predicted": _fields(plan.predicted),
         },
         "alternatives": [
@@ -73,6 +73,13 @@ def document(plan: Plan) -> dict[str, Any]:
         "rejected": [{"node": name, "reason": r.reason} for r in plan.reasons if not r.taken for name in r.nodes],
         "faster": list(plan.faster),
     }
+
+
+def _chosen(plan: Plan) -> list[dict[str, Any]]:
+    """The nodes; of a plan without a prediction, such as a sharded one, an entry for each worker."""
+    if plan.nodes:
+        return [node.model_dump(mode="json", include={"name", "share", "predicted"}) for node in plan.nodes]
+    return [{"name": w.node_name, "share": list(w.share), "predicted": None} for w in plan.workers]
 
 
 def _fields(predicted: Prediction | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter
 
 from paceline.measured import Calibration, Profile
-from paceline.plan import Device
+from paceline.plan import Device, Sharding
 from paceline.script import ScriptSubmission
 from paceline.spec import Submission, Versions
 
@@ -22,9 +22,25 @@ class Message(BaseModel):
 
 
 class CheckpointRef(Message):
-    """A published checkpoint: the state after `step` committed steps, one safetensors blob with JSON metadata."""
+    """A published checkpoint: the state after `step` committed steps.
+
+    blob: one safetensors file with JSON metadata; in sharded training the manifest, which names the `files`.
+    """
 
     step: int
+    blob: str
+    nbytes: int
+    files: tuple[str, ...] = ()
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        return (self.blob, *self.files)
+
+
+class ModelFile(Message):
+    """One safetensors file of a model that is delivered in several, and the blob that holds it."""
+
+    name: str
     blob: str
     nbytes: int
 
@@ -46,13 +62,14 @@ class Group(Message):
 
 
 class Setup(Message):
-    """Build everything; answer with Ready."""
+    """Build everything; answer with Ready. sharding: the worker holds a shard of the model, once its group is known."""
 
     kind: Literal["setup"] = "setup"
     submission: Submission
     rank: int
     device: str
     checkpoint: CheckpointRef | None = None
+    sharding: Sharding | None = None
 
 
 class ProbeSetup(Message):
@@ -102,9 +119,10 @@ class EvaluateRound(Message):
 
 
 class SaveRound(Message):
-    """Upload the model (rank 0 only gets this); answer with Saved."""
+    """Upload the model; answer with Saved. Only the first member gets this; of a sharded job all do, with the group."""
 
     kind: Literal["save"] = "save"
+    group: Group | None = None
     step: int
     which: Literal["last", "best"]
 
@@ -263,13 +281,17 @@ class Evaluated(Message):
 
 
 class Saved(Message):
-    """The model is uploaded as a blob."""
+    """The model is uploaded as a blob; a sharded one as `files`, and the blob is their index in Hugging Face's layout.
+
+    Members that only lent their shards leave the rest empty.
+    """
 
     kind: Literal["saved"] = "saved"
     step: int
-    blob: str
-    nbytes: int
-    digest: str
+    blob: str = ""
+    nbytes: int = 0
+    digest: str = ""
+    files: tuple[ModelFile, ...] = ()
 
 
 class Progressed(Message):

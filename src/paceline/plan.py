@@ -163,15 +163,31 @@ class Waiting(BaseModel):
     expected_start_s: float | None = None
 
 
-class Plan(BaseModel):
-    """The master's decision for a job. most_workers: as many as it would use, if more places were free.
+class Sharding(BaseModel):
+    """How far a sharded job's memory is saved. microbatches: of its grid; more of them are smaller ones.
 
-    waiting: None where it can start now. faster: what would make it faster, in numbers.
+    recompute: activations are computed again in backward, unit by unit. offload: where the device is an accelerator,
+    parameters' shards, gradients and optimizer state wait in the host's memory.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    mode: Literal["exact", "script"] = "exact"
+    microbatches: int
+    recompute: bool = False
+    offload: bool = False
+
+
+class Plan(BaseModel):
+    """The master's decision for a job. most_workers: as many as it would use, if more places were free.
+
+    sharding: where the mode is "sharded"; such a plan has no prediction yet. waiting: None where it can start now.
+    faster: what would make it faster, in numbers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: Literal["exact", "sharded", "script"] = "exact"
+    sharding: Sharding | None = None
     workers: tuple[Placement, ...]
     hardware_class: str
     cores_per_worker: int

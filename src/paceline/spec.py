@@ -142,8 +142,13 @@ class PlainFields(BaseModel):
 
     @model_validator(mode="after")
     def _parts_that_exist(self) -> Self:
-        if self.sync in ("sharded", "local"):
-            raise NotYetSupported(f"sync={self.sync!r} is not built yet.", "Use sync='exact' or leave it out.")
+        if self.sync == "local":
+            raise NotYetSupported("sync='local' is not built yet.", "Use sync='exact' or leave it out.")
+        if self.sync == "sharded" and (self.deadline is not None or self.resources.max_cost is not None):
+            raise NotYetSupported(
+                "how long a sharded job takes is not predicted yet, so that no deadline= or max_cost= can be kept.",
+                "Leave them out, and bound the job with stop=... | pl.MaxTime('10m').",
+            )
         if not must_end(self.stop):
             raise InvalidSpec(
                 f"stop={self.stop} may never be met.", "Add a bound: `| pl.MaxEpochs(100)` or `| pl.MaxTime('1h')`."
@@ -322,14 +327,16 @@ class Versions(BaseModel):
 class Facts(BaseModel):
     """What the client knows about the model and the data without training; None where it can't.
 
-    flop_per_sample: of a forward. chose_microbatches: the spec left their number out. fingerprint: the same for models
-    that cost the same, whatever their weights.
+    flop_per_sample: of a forward. chose_microbatches: the spec left their number out. unit_bytes: of the largest unit
+    that the model is cut into where it is sharded. fingerprint: the same for models that cost the same, whatever their
+    weights.
     """
 
     model_config = ConfigDict(frozen=True)
 
     parameters: Amount | None = None
     parameter_bytes: Amount | None = None
+    unit_bytes: Amount | None = None
     flop_per_sample: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     chose_microbatches: bool = False
     fingerprint: Annotated[str, Field(max_length=64)] | None = None

@@ -64,6 +64,7 @@ from paceline.messages import (
     Evidence,
     FromWorker,
     Group,
+    ModelFile,
     Pace,
     PeerLost,
     Ready,
@@ -77,7 +78,7 @@ from paceline.messages import (
     WorkerFailed,
     WorkerHello,
 )
-from paceline.plan import Placement
+from paceline.plan import Placement, Plan, Sharding
 from paceline.shares import split_evenly
 from paceline.spec import Submission
 from paceline.stop import must_end, step_bound
@@ -1374,3 +1375,101 @@ def test_a_preemption_of_an_earlier_attempt_or_a_second_one_changes_nothing() ->
     job, _ = preempted(job)
     assert preempted(job) == (job, [])
     assert job.wanted == 0
+
+
+# ---- sharded ----
+
+
+def sharded_plan(workers: int) -> Plan:
+    shares = split_evenly(4, workers)
+    return plan_of(shares).model_copy(update={"mode": "sharded", "sharding": Sharding(microbatches=4)})
+
+
+def sharded_job(workers: int = 2, **changes: Any) -> tuple[Job, list[Command]]:
+    sent = submission(batch_size=4, sync="sharded", **changes)
+    job, _ = step(Job(id="job", submission=sent), Planned(sharded_plan(workers)), 0.0)
+    for rank in range(workers):
+        job, commands = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        assert orders(commands)[rank].sharding == Sharding(microbatches=4)
+        job, commands = step(job, Answer(1, rank, ready()), 0.0)
+    return job, commands
+
+
+def test_a_lost_worker_ends_a_sharded_attempt_which_goes_on_from_its_checkpoint() -> None:
+    job, commands = sharded_job(checkpoint_every=1)
+    job, commands = round_of(job, commands)
+    ref = CheckpointRef(step=1, blob="manifest", nbytes=3, files=("a", "b"))
+    assert orders(commands)[1].checkpoint
+    job, _ = step(job, Answer(1, 0, CheckpointWritten(checkpoint=ref)), 1.0)
+    job, _ = round_of(job, commands)
+    job, commands = step(job, Lost(1, 1, "killed"), 2.0)
+    assert isinstance(job.state, Recovering)
+    assert StopWorkers(1) in commands
+    job, commands = step(job, AttemptEnded(1), 3.0)
+    assert (job.state_name, job.training.step) == ("WAITING", 1)
+    job, _ = step(job, Planned(sharded_plan(3)), 4.0)
+    job, commands = step(job, Answer(2, 2, WorkerHello(pid=1, address="a")), 4.0)
+    assert orders(commands)[2].checkpoint == ref
+
+
+def test_workers_of_a_sharded_attempt_that_lose_each_other_end_it_though_none_is_gone() -> None:
+    job, _ = sharded_job()
+    job, commands = step(job, Answer(1, 0, PeerLost(step=0, losses=(), reason="closed")), 1.0)
+    assert isinstance(job.state, Running)
+    job, commands = step(job, Late(1, timer_of(commands)), 4.0)
+    assert isinstance(job.state, Recovering)
+    assert "closed" in job.state.reason
+
+
+def test_a_sharded_attempt_ends_for_other_workers_and_for_a_node_that_is_given_back() -> None:
+    for event in (ScaleRequested(3), NodeDraining("n1")):
+        job, _ = sharded_job()
+        job, commands = step(job, event, 1.0)
+        assert isinstance(job.state, Recovering)
+        assert StopWorkers(1) in commands
+    job, _ = sharded_job()
+    assert step(job, NodeDraining("elsewhere"), 1.0)[0].state == job.state
+
+
+def test_a_preempted_sharded_job_leaves_by_a_checkpoint_that_all_members_write() -> None:
+    job, commands = sharded_job(stop=pl.MaxSteps(50))
+    job, _ = preempted(job)
+    job, commands = round_of(job, commands)
+    given = orders(commands)
+    assert set(given) == {0, 1}
+    assert all((order.from_step, order.to_step, order.checkpoint) == (1, 1, True) for order in given.values())
+    for rank in (0, 1):
+        job, _ = step(job, Answer(1, rank, trained(given[rank])), 7.0)
+    assert isinstance(job.state, Running)
+    job, commands = step(job, Answer(1, 0, written(1)), 8.0)
+    assert job.state == Recovering("preempted by job-2 of priority 5")
+    assert (job.checkpoint and job.checkpoint.ref.step, job.fruitless) == (1, 0)
+
+
+def test_all_members_lend_their_shards_to_the_save_and_the_first_ones_answer_is_delivered() -> None:
+    job, commands = sharded_job(stop=pl.MaxSteps(1), val=False)
+    job, commands = round_of(job, commands)
+    given = orders(commands)
+    assert set(given) == {0, 1}
+    assert all(order.group == job.state.group for order in given.values())  # type: ignore[union-attr]
+    job, _ = step(job, Answer(1, 1, Saved(step=1)), 2.0)
+    files = (ModelFile(name="model-00001-of-00001.safetensors", blob="f", nbytes=9),)
+    saved = Saved(step=1, blob="index", nbytes=9, digest="sha256:1", files=files)
+    job, _ = step(job, Answer(1, 0, saved), 3.0)
+    assert isinstance(job.state, Succeeded)
+    assert (job.state.delivery.blob, job.state.delivery.files) == ("index", files)
+    assert not job.state.delivery.reproducible
+
+
+def test_a_shard_that_cannot_be_loaded_sends_the_job_to_the_checkpoint_before() -> None:
+    refs = [CheckpointRef(step=at, blob=f"at {at}", nbytes=1, files=(f"shard {at}",)) for at in (8, 4)]
+    sent = submission(batch_size=4, sync="sharded", stop=pl.MaxSteps(30))
+    checkpoints = tuple(Checkpoint(ref=ref, training=Training(step=ref.step)) for ref in refs)
+    job, _ = resumed("job", sent, 0, 0.0, checkpoints)
+    job, _ = step(job, Planned(sharded_plan(2)), 0.0)
+    for rank in (0, 1):
+        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, _ = step(job, Answer(1, rank, ready()), 0.0)
+    job, commands = step(job, Answer(1, 1, Unloadable(step=8, reason="damaged")), 1.0)
+    assert Discard(("at 8", "shard 8"), damaged=True) in commands
+    assert [checkpoint.ref.step for checkpoint in job.checkpoints] == [4]

@@ -88,7 +88,6 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str, str, str]] = {
     "an unknown resource": (lambda: pl.Resources(gpus=1), "invalid_spec", "gpus", ""),
     "an unknown device": (lambda: pl.Resources(device="tpu"), "invalid_spec", "device", ""),
     "memory that is no amount": (lambda: pl.Resources(memory="lots"), "invalid_spec", "'lots'", ""),
-    "sharded training": (lambda: spec(sync="sharded"), "not_yet_supported", "sync='sharded'", "sync='exact'"),
     "local training": (lambda: spec(sync="local"), "not_yet_supported", "sync='local'", "sync='exact'"),
     "a deadline that is no duration": (lambda: spec(deadline="soon"), "invalid_spec", "'soon' is not a duration", ""),
     "a deadline that is over": (lambda: spec(deadline=0), "invalid_spec", "deadline", "named fields"),

@@ -51,10 +51,11 @@ def deliver(job: Job, path: Path | None) -> tuple[dict[str, Any], Text]:
     description = path.with_suffix(".json")
     try:
         found = job.fetch(path)
+        path = Path(found.pop("path"))
         description.write_text(json.dumps(found, indent=2) + "\n")
     except OSError as error:
         raise disk_error(error, path) from error
-    document = {name: value for name, value in found.items() if name not in ("job_id", "blob")}
+    document = {name: value for name, value in found.items() if name not in ("job_id", "blob", "files")}
     where = {"model": str(path.resolve()), "description": str(description.resolve())}
     return {"id": job.id, "state": "SUCCEEDED", **document, **where}, _summary(found, path, description)
 

@@ -11,6 +11,7 @@ from paceline.archive import unpack_folder
 from paceline.client.events import ENDED, Event, follow, past
 from paceline.client.result import Result
 from paceline.client.returned import read_returned
+from paceline.client.shards import fetch_files
 from paceline.digest import model_digest
 from paceline.errors import Conflict, Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
 from paceline.plan import Plan
@@ -138,10 +139,9 @@ class Job:
         if self.wait(timeout) != "SUCCEEDED":
             self._raise_failure(self.info())
         found = self._client.get(f"/jobs/{self.id}/result")
-        path = self._client.models / f"{self.id}.safetensors"
-        self.fetch(path, found)
+        self.fetch(self._client.models / f"{self.id}.safetensors", found)
         return Result(
-            path=path,
+            path=Path(found["path"]),
             plan=Plan.model_validate(found["plan"]),
             _template=self._template,
             **{
@@ -154,14 +154,25 @@ class Job:
         )  # fmt: skip
 
     def fetch(self, path: Path, found: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write the model to `path`, checked, and acknowledge the delivery; return the result's description."""
-        found = found or self._client.get(f"/jobs/{self.id}/result")
-        self._client.blobs.download(found["blob"], path)
-        digest = model_digest(path)
+        """Write the model to `path`, checked, and acknowledge the delivery; return the result's description.
+
+        A sharded one becomes a folder, `path` without its suffix, of safetensors files and their index; files that are
+        there already are not fetched again. `found["path"]` says where it is.
+        """
+        found = found if found is not None else self._client.get(f"/jobs/{self.id}/result")
+        files = [path]
+        if found["files"]:
+            path = path.with_suffix("")
+            files = fetch_files(self._client.blobs, path, found)
+        else:
+            self._client.blobs.download(found["blob"], path)
+        digest = model_digest(*files)
         if digest != found["digest"]:
-            path.unlink()
+            for file in files:
+                file.unlink()
             raise Corrupt(f"the model has the digest {digest}, not {found['digest']}.", "Fetch it again.")
         self._client.post(f"/jobs/{self.id}/delivered?digest={digest}")
+        found["path"] = str(path)
         return found
 
     # ---- what a script leaves ----

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paceline.client.shards import LazyTensors
 from paceline.errors import ModelUnknown
 from paceline.plan import Plan
 
@@ -15,7 +17,8 @@ from paceline.plan import Plan
 class Result:
     """What a job delivered, checked against its digest.
 
-    path: the model as safetensors. history: one dict per evaluation, with `step`, `epoch`, `samples`, `loss` and the
+    path: the model as safetensors; where it was sharded, a folder of such files with their index, as Hugging Face's
+    libraries read it. history: one dict per evaluation, with `step`, `epoch`, `samples`, `loss` and the
     validation values. reproducible: whether another cluster of this hardware class would give the same digest;
     irreproducible_because says why not. ledger: per epoch, samples `expected`, `committed` and committed `twice`.
     """
@@ -41,8 +44,10 @@ class Result:
         return next(values for values in reversed(self.history) if values["step"] == self.step)
 
     @property
-    def state_dict(self) -> dict[str, Any]:
-        """Name -> tensor, on the CPU."""
+    def state_dict(self) -> Mapping[str, Any]:
+        """Name -> tensor, on the CPU. A sharded model's tensors are read when they are asked for."""
+        if self.path.is_dir():
+            return LazyTensors(self.path)
         from safetensors.torch import load_file
 
         tensors: dict[str, Any] = load_file(self.path)

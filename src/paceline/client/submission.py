@@ -15,6 +15,7 @@ from paceline.errors import InvalidSpec
 from paceline.grid import default_microbatches
 from paceline.script import ScriptSubmission
 from paceline.spec import PROGRAM_FIELDS, Facts, Submission, TrainSpec
+from paceline.units import choose_units, tree_of
 from paceline.versions import here
 
 
@@ -55,12 +56,14 @@ def prepare(spec: TrainSpec, request_id: str | None = None) -> Packed:
 
 def _facts(spec: TrainSpec, train: Any, val: Any) -> Facts:
     """What is known without training; at most two samples have gone through a copy of the model."""
-    parameters = None
-    if hasattr(spec.model, "parameters") and not isinstance(spec.model, type):
-        parameters = [parameter for parameter in spec.model.parameters() if parameter.requires_grad]
+    model = spec.model if hasattr(spec.model, "parameters") and not isinstance(spec.model, type) else None
+    if model is None and spec.sync == "sharded":
+        model = _without_memory(spec.model)
+    parameters = None if model is None else [p for p in model.parameters() if p.requires_grad]
     return Facts(
         parameters=None if parameters is None else sum(p.numel() for p in parameters),
         parameter_bytes=None if parameters is None else sum(p.numel() * p.element_size() for p in parameters),
+        unit_bytes=None if model is None else max(choose_units(tree_of(model)).values()),
         flop_per_sample=flop_per_sample(spec, train),
         chose_microbatches=spec.microbatches is None,
         fingerprint=fingerprint(spec, train),
@@ -68,6 +71,17 @@ def _facts(spec: TrainSpec, train: Any, val: Any) -> Facts:
         val_samples=_length(val),
         values=spec.values,
     )
+
+
+def _without_memory(builder: Any) -> Any:
+    """What the builder builds, on the meta device; None where it can't."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return builder()
+    except Exception:  # noqa: BLE001 - whatever is wrong with the model is told by the worker, where it counts
+        return None
 
 
 def _length(data: Any) -> int | None:

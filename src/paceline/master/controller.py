@@ -26,6 +26,8 @@ from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
 from paceline.plan import Plan
 from paceline.planner.queue import Policy
+from paceline.planner.sharded import decided
+from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
 DISCARD_EVERY_S = 10.0
@@ -79,6 +81,8 @@ class Controller:
         if known is not None:
             return known
         check_quota(submission, user, self._policy.quota(user))
+        if isinstance(submission, Submission):
+            submission = decided(self._cluster.nodes(), submission, self._knowledge.of(submission))
         self.check_placeable(submission)
         job_id = f"job-{uuid.uuid4().hex[:10]}"
         row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time(), user)

@@ -51,7 +51,8 @@ def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
 
 def discard_checkpoints(job: Job) -> list[Command]:
     """The job has ended: it starts from none of them again."""
-    return [Discard(tuple(checkpoint.ref.blob for checkpoint in job.checkpoints))] if job.checkpoints else []
+    blobs = tuple(blob for checkpoint in job.checkpoints for blob in checkpoint.ref.blobs)
+    return [Discard(blobs)] if blobs else []
 
 
 def recover(job: Job, reason: str, now: float) -> Outcome:
@@ -81,7 +82,7 @@ def fall_back(job: Job, reason: str, now: float) -> Outcome:
     job, commands = recover(job, f"the checkpoint of step {lost.ref.step} can't be loaded: {reason}", now)
     record = Record("checkpoint_lost", {"step": lost.ref.step, "reason": reason, "resumes_from": again})
     # its name must be free: training writes the very same bytes again
-    return job, [record, Discard((lost.ref.blob,), damaged=True), *commands]
+    return job, [record, Discard(lost.ref.blobs, damaged=True), *commands]
 
 
 def rejoin_queue(job: Job, reason: str) -> Outcome:

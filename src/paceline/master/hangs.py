@@ -18,6 +18,7 @@ STEP_LEAST_S = 10.0
 EVALUATION_LEAST_S = 30.0
 FIRST_BOUND_S = 120.0  # while nothing is measured
 CHECKPOINT_BOUND_S = 600.0
+BUILDING_BOUND_S = 900.0
 
 
 def hung(state: Running, now: float) -> Mapping[int, str]:
@@ -44,6 +45,8 @@ def still_bound(state: Running, phase: str) -> float:
     """How long a member may make no progress in what it does. The save of the model has a timer of its own."""
     if isinstance(state.order, SaveRound) or phase == "exchange":  # who waits for others is not at fault
         return math.inf
+    if phase == "building":  # a sharded worker makes its shard, or reads it, once the group is known
+        return BUILDING_BOUND_S
     if isinstance(state.order, EvaluateRound):
         return evaluation_bound(state)
     if phase == "checkpoint":  # it waits for the upload of the one before, which has bounds of its own

@@ -58,7 +58,8 @@ def join(job: Job, state: Running, rank: int, message: FromWorker, now: float) -
         case WorkerHello():
             state = replace(state, building=greeted(state.building, rank, message))
             # no checkpoint: by the time it is ready there may be a newer one, and it copies a member's state anyway
-            return replace(job, state=state), [Send(job.attempt, rank, setup_of(job, state.building[rank][0], None))]
+            setup = setup_of(job, state.plan, state.building[rank][0], None)
+            return replace(job, state=state), [Send(job.attempt, rank, setup)]
         case Ready():
             if message.fingerprint != state.fingerprint:
                 names = {

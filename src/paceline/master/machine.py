@@ -7,7 +7,8 @@
 The controller performs the commands and feeds events back. Time is an argument; there is no I/O and no randomness, so
 every race and failure can be tested without a process. A message of an attempt that is not the job's present one
 changes nothing. While one worker is left, a loss stays inside RUNNING: the survivors form a new group (`members.py`)
-and go on; RECOVERING is for an attempt that nobody survived.
+and go on; RECOVERING is for an attempt that nobody survived, and for sharded ones, where each loss takes a part of the
+model along.
 """
 
 from __future__ import annotations
@@ -104,6 +105,11 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return rejoin_queue(job, reason)
         case Recruited() as recruited, Running() as running if job.wanted:
             return joining.recruit(job, running, recruited)
+        case ScaleRequested(workers), Running() as running if running.plan.mode == "sharded":
+            return _start_over(replace(job, wish=workers), f"it is to go on with {workers} workers", now)
+        case NodeDraining(node_id), Starting() | Running() as state if state.plan.mode == "sharded":
+            there = [worker for worker in state.plan.workers if worker.node_id == node_id]
+            return _start_over(job, f"node {there[0].node_name} is being given back", now) if there else (job, [])
         case ScaleRequested(workers), Running() as running:
             return joining.scale(job, running, workers)
         case ScaleRequested(workers), _:  # the next plan, or the start that is under way, follows it
@@ -128,6 +134,8 @@ def _lost(job: Job, state: Running, rank: int, reason: str, now: float) -> Outco
     if rank not in state.workers:
         return job, []
     placement, was_member = state.workers[rank].placement, rank in state.members
+    if state.plan.mode == "sharded":  # a part of the model is lost with it
+        return recover(job, f"{members.named(placement)} is lost: {reason}", now)
     text = f"{members.named(placement)} is lost: {reason}"
     state = members.drop(state, rank, text)
     job = replace(job, state=state)
@@ -137,6 +145,11 @@ def _lost(job: Job, state: Running, rank: int, reason: str, now: float) -> Outco
     give_up: list[Command] = [Send(job.attempt, other, GiveUp(key=state.group.key)) for other in state.members]
     job, commands = settle(job, state, now)
     return job, [record, *give_up, *commands, Enqueue()]
+
+
+def _start_over(job: Job, reason: str, now: float) -> Outcome:
+    """A sharded attempt can't change its workers: another goes on from the checkpoint. None of its workers failed."""
+    return recover(replace(job, fruitless=job.fruitless - 1), reason, now)
 
 
 def _watch(job: Job, state: Running, now: float) -> Outcome:

@@ -118,7 +118,12 @@ def _needed(state: Running, training: Training, joining: Sequence[int]) -> set[i
 
 
 def _rebalanced(state: Running) -> Running:
-    """Other shares, where the measured speeds promise a clear gain. The group stays as it is formed."""
+    """Other shares, where the measured speeds promise a clear gain. The group stays as it is formed.
+
+    Sharded workers make as many passes each, whatever their shares.
+    """
+    if state.plan.mode == "sharded":
+        return state
     known = [seconds for rank in state.members if (seconds := state.workers[rank].cell_s)]
     if len(known) < len(state.members) or len(known) < 2 or state.rounds < FIRST_ROUNDS:
         return state
@@ -169,7 +174,8 @@ def asked(state: Running) -> tuple[int, ...]:
     """Members that are to answer the present order."""
     if isinstance(state.order, CheckRound):
         return (state.order.checker,)
-    return state.members[:1] if isinstance(state.order, SaveRound) else state.members
+    alone = isinstance(state.order, SaveRound) and state.plan.mode == "exact"
+    return state.members[:1] if alone else state.members
 
 
 def named(placement: Placement) -> str:

@@ -54,21 +54,26 @@ ENDS_THE_JOB = tuple(kind.code for kind in (UserCodeError, InvalidSpec, NotYetSu
 
 def next_event(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> Planned | ProbeWanted:
     """What follows from a plan: the start of its workers, with how the model is known; or a probe before."""
-    why = job.probed or ""
+    why, places = job.probed or "", list[ProbePlace]()
     if not job.attempt and job.probed is None:
-        options = with_memory(job.submission.options, known.profiles)
-        places = places_for_one(options, job.submission.facts, _kind(plan.workers[0]), nodes)
-        measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
-        new = [place for place in places if (place.hardware_class, _kind(place.placement)) not in measured]
-        if not places:
-            why = "not probed: no single place could hold it"
-        elif not new:
-            why = "measured before, in a job of this kind"
-        else:
-            why = why_not(job, places, nodes)
-        if not why:
-            return ProbeWanted(plan, tuple(_ranked(place, rank) for rank, place in enumerate(new)))
+        why, places = _places(job, plan, nodes, known)
+    if places:
+        return ProbeWanted(plan, tuple(_ranked(place, rank) for rank, place in enumerate(places)))
     return Planned(plan.model_copy(update={"summary": f"{plan.summary}; {why}"}) if why else plan, known, tuple(nodes))
+
+
+def _places(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> tuple[str, list[ProbePlace]]:
+    """(why the model is not probed, or "", where it is)."""
+    if plan.mode == "sharded":
+        return "not probed: a probe would build the whole model", []
+    options = with_memory(job.submission.options, known.profiles)
+    places = places_for_one(options, job.submission.facts, _kind(plan.workers[0]), nodes)
+    if not places:
+        return "not probed: no single place could hold it", []
+    measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
+    new = [place for place in places if (place.hardware_class, _kind(place.placement)) not in measured]
+    why = why_not(job, places, nodes) if new else "measured before, in a job of this kind"
+    return why, [] if why else new
 
 
 def foreseen(submission: Submission, plan: Plan, nodes: Sequence[Node], known: Measured) -> Plan:

@@ -53,7 +53,12 @@ def learn(profile: Profile, cell_s: float, rest_s: float, steps: int) -> Profile
 
 
 def taught(job: Job, state: Running) -> list[Learn]:
-    """What a job's training tells of its kind: the profiles that it was planned by, refined."""
+    """What a job's training tells of its kind: the profiles that it was planned by, refined.
+
+    A sharded job's microbatches hold exchanges, and so tell nothing.
+    """
+    if state.plan.mode == "sharded":
+        return []
     members = [state.workers[rank] for rank in state.members]
     found = []
     for profile in job.known.profiles:
@@ -71,9 +76,9 @@ def _place(state: Running, worker: Worker) -> tuple[str, str]:
 
 
 def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOptions:
-    """The options, with the memory that a probe found lacking where it did not fit."""
+    """The options, with the memory that a probe found lacking where it did not fit: of the whole model."""
     needs = too_large(profiles)
-    if not needs:
+    if not needs or options.sync == "sharded":
         return options
     memory = max(needs + WORKER_BASE_BYTES, options.resources.memory or 0)
     return options.model_copy(update={"resources": options.resources.model_copy(update={"memory": memory})})

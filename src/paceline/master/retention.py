@@ -36,8 +36,11 @@ def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
         if at is not None and at <= now:
             continue
         used.update(submission_of(row.submission).blobs)
-        used |= {row.delivery["blob"]} if row.delivery else set()
-        used |= {returned["blob"] for returned in (row.delivery or {}).get("returned", ()) if returned}
+        delivery = row.delivery or {}
+        used |= {delivery["blob"]} if delivery else set()
+        used |= {file["blob"] for file in delivery.get("files", ())}
+        used |= {returned["blob"] for returned in delivery.get("returned", ()) if returned}
         if row.ended_at is None:
-            used |= {checkpoint["ref"]["blob"] for checkpoint in row.checkpoints or ()}
+            for checkpoint in row.checkpoints or ():
+                used |= {checkpoint["ref"]["blob"], *checkpoint["ref"].get("files", ())}
     return used

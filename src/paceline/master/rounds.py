@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline.grid import Grid
 from paceline.master import correcting, members, poison
-from paceline.master.ends import discard_checkpoints, end, park, recover, state_record
+from paceline.master.ends import discard_checkpoints, end, fall_back, park, recover, state_record
 from paceline.master.profiles import taught
 from paceline.master.states import (
     Checkpoint,
@@ -44,6 +44,7 @@ from paceline.messages import (
     Suspected,
     Trained,
     TrainRound,
+    Unloadable,
     Warned,
     WorkerFailed,
 )
@@ -66,6 +67,8 @@ def answered(job: Job, state: Running, rank: int, message: FromWorker, now: floa
             return replace(job, state=replace(state, workers={**state.workers, rank: worker})), []
         case WorkerFailed(error=error):
             return end(job, Failed(error), now)
+        case Unloadable(step=at, reason=reason) if job.checkpoint is not None and job.checkpoint.ref.step == at:
+            return fall_back(job, reason, now)
         case CheckpointWritten(checkpoint=ref):
             return _checkpointed(job, state, ref, now)
         case Warned(error=error):
@@ -85,6 +88,8 @@ def answered(job: Job, state: Running, rank: int, message: FromWorker, now: floa
 def _expected(state: Running, rank: int, message: FromWorker) -> bool:
     if rank not in state.members or rank in state.answers:
         return False
+    if isinstance(message, PeerLost) and state.plan.mode == "sharded":  # there, all orders are exchanges
+        return True
     match state.order:
         case TrainRound(from_step=at):
             return isinstance(message, PeerLost) or (
@@ -103,8 +108,8 @@ def _checkpointed(job: Job, state: Running, ref: CheckpointRef, now: float) -> O
     if state.pending is None or state.pending.step != ref.step:
         return job, []
     checkpoints = (Checkpoint(ref=ref, training=state.pending), *job.checkpoints)
-    dropped = tuple(checkpoint.ref.blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:])
     awaited, state = _only_writes(state.order), replace(state, pending=None)
+    dropped = tuple(blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:] for blob in checkpoint.ref.blobs)
     job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=state)
     discard: list[Command] = [Discard(dropped)] if dropped else []
     commands: list[Command] = [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
@@ -135,11 +140,14 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
     if isinstance(state.order, CheckRound) and not {state.order.checker, state.order.rank} <= set(state.members):
         return advance(job, state, now)
     asked = members.asked(state)
-    if any(rank not in state.answers for rank in asked):
+    torn = [answer.reason for answer in state.answers.values() if isinstance(answer, PeerLost)]
+    sharded_apart = bool(torn) and state.plan.mode == "sharded"  # nobody can go on, whoever is still to answer
+    if any(rank not in state.answers for rank in asked) and not sharded_apart:
         return job, []
-    torn = any(isinstance(answer, PeerLost) for answer in state.answers.values())
     if torn and not state.lost and not grace_over:
         return job, [SetTimer(PEER_LOST_BOUND_S, Late(job.attempt, f"peer lost in {waiting_for(state)}"))]
+    if sharded_apart:
+        return recover(job, f"the workers lost each other: {torn[0]}", now)
     if _only_writes(state.order) and state.pending is not None and not torn:
         return job, []
     match state.order:
@@ -275,7 +283,8 @@ def advance(job: Job, state: Running, now: float) -> Outcome:
             return _after(changes, _order(job, state, EvaluateRound(group=state.group, step=training.step), now))
     elif state.stopping and not members.stale(state, training)[0]:
         kept_earlier = training.best_step is not None and training.best_step != training.step
-        save = SaveRound(step=training.step, which="best" if kept_earlier else "last")
+        group = state.group if state.plan.mode == "sharded" else None
+        save = SaveRound(group=group, step=training.step, which="best" if kept_earlier else "last")
         return _after(changes, _order(job, state, save, now))
     return _after(changes, _order_training(job, state, now))
 
@@ -388,13 +397,16 @@ def _deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
     seconds = job.elapsed_s + now - state.since
     reason = " and ".join(map(str, state.stopping)) + f" at step {job.training.step}"
     because = None if state.reproducible else f"wall time ended the job ({reason}, {seconds:.1f} s)"
+    if state.plan.mode == "sharded":
+        because = because or "a sharded model equals an exactly trained one within float error"
     delivery = Delivery(
         blob=saved.blob,
+        files=saved.files,
         nbytes=saved.nbytes,
         digest=saved.digest,
         step=job.training.best_step or saved.step,
         stop_reason=reason,
-        reproducible=state.reproducible and options.reproducible,
+        reproducible=because is None and options.reproducible,
         irreproducible_because=because or (None if options.reproducible else "reproducible=False"),
         hardware_class=state.plan.hardware_class,
     )

@@ -51,6 +51,7 @@ from paceline.planner.queue import (
     workers_left,
 )
 from paceline.planner.resources import Hold, cores_of
+from paceline.planner.sharded import decided
 from paceline.spec import Submission
 
 LOOK_AGAIN_S = 5.0  # while jobs wait: time alone changes ranks, and who may be asked to leave
@@ -116,13 +117,14 @@ class Scheduler:
 
         Nothing is measured for it. Raises Unplaceable.
         """
-        options, nodes = submission.options, self._cluster.nodes()
+        nodes, known = self._cluster.nodes(), self._knowledge.of(submission)
+        submission = decided(nodes, submission, known)
+        options = submission.options
         newcomer = WaitingJob("", user, options.priority, 0.0, options.threads)
         jobs: dict[str, AnyJob] = {**self._jobs, "": Job(id="", submission=submission)}
         decisions = await self._decisions([*self._waiting(time.time()), newcomer], jobs)
         waits = (d for d in decisions if isinstance(d, Wait) and d.job == "")
         place = next((QueuePlace(place=wait.place, expected_start_s=wait.start_in_s) for wait in waits), None)
-        known = self._knowledge.of(submission)
         asked = with_memory(options, known.profiles)
         plan = await asyncio.to_thread(plan_or_wait, nodes, asked, submission.facts, place, known)
         return probing.foreseen(submission, plan, nodes, known)
@@ -196,7 +198,7 @@ class Scheduler:
 
     async def _turn_away(self, job_id: str, refusal: Unplaceable) -> None:
         """Tell those that no end of a job will help: their nodes may never come back, or there never was one."""
-        if "hardware_class" in refusal.details:
+        if refusal.details.keys() & {"hardware_class", "sharded"}:
             return await self._handle(job_id, Unplaced(refusal.to_json()))
         may_fit_later = refusal.details.get("busy") and self._cluster.workers
         if not may_fit_later and too_large(self._knowledge.of(self._jobs[job_id].submission).profiles):

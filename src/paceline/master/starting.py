@@ -28,7 +28,7 @@ from paceline.master.states import (
     Worker,
 )
 from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
-from paceline.plan import Placement
+from paceline.plan import Placement, Plan
 
 SETUP_BOUND_S = 900.0
 TICK_S = 1.0
@@ -63,7 +63,7 @@ def build(job: Job, state: Starting, rank: int, message: FromWorker, now: float)
     match message:
         case WorkerHello():
             state = replace(state, building=greeted(state.building, rank, message))
-            setup = setup_of(job, state.building[rank][0], job.checkpoint)
+            setup = setup_of(job, state.plan, state.building[rank][0], job.checkpoint)
             return replace(job, state=state), [Send(job.attempt, rank, setup)]
         case Ready():
             building, worker = built(state.building, rank, message, job.checkpoint, now)
@@ -97,13 +97,14 @@ def built(
     return {r: started for r, started in building.items() if r != rank}, worker
 
 
-def setup_of(job: Job, placement: Placement, load: Checkpoint | None) -> Setup:
+def setup_of(job: Job, plan: Plan, placement: Placement, load: Checkpoint | None) -> Setup:
     """What a worker is told to build."""
     return Setup(
         submission=job.submission,
         rank=placement.rank,
         device=placement.device,
         checkpoint=load.ref if load else None,
+        sharding=plan.sharding,
     )
 
 
@@ -125,7 +126,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
     ranks = tuple(sorted(state.workers))
     running = Running(
         plan=state.plan,
-        grid=Grid(ready.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed),
+        grid=Grid(ready.train_samples, options.batch_size, state.plan.microbatches, options.drop_last, options.seed),
         parameters=ready.parameters,
         fingerprint=ready.fingerprint,
         members=ranks,
@@ -139,7 +140,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         leaving=frozenset(r for r, worker in state.workers.items() if worker.placement.node_id in state.draining),
     )
     running = members.form(running, job.id, job.attempt, ranks)
-    if job.wish is not None:  # nobody but members is there, so that nobody has to be stopped
+    if job.wish is not None and state.plan.mode == "exact":  # only members are there: nobody has to be stopped
         running, _ = members.resize(running, job.wish)
     training = job.training.model_copy(update={"train_samples": ready.train_samples})
     job = replace(job, training=training, state=running)

@@ -17,6 +17,7 @@ from paceline.messages import (
     EvaluateRound,
     FromWorker,
     Group,
+    ModelFile,
     Returned,
     SaveRound,
     Suspected,
@@ -57,11 +58,12 @@ class Checkpoint(BaseModel):
 
 
 class Delivery(BaseModel):
-    """The trained model, as the client will get it."""
+    """The trained model, as the client will get it: one blob, or `files` with the blob as their index."""
 
     model_config = ConfigDict(frozen=True)
 
     blob: str
+    files: tuple[ModelFile, ...] = ()
     nbytes: int
     digest: str
     step: int
@@ -289,6 +291,8 @@ class Job:
         if not isinstance(state, Running) or state.stopping or state.preempted:
             return 0
         if state.failed_joins >= MAX_FAILED_JOINS:
+            return 0
+        if state.plan.mode == "sharded":
             return 0
         staying = len(set(state.workers) - state.leaving) + len(state.building)
         return max(0, state.target - staying)

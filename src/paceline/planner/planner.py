@@ -23,6 +23,7 @@ from paceline.planner.refusal import asked_for_too_many
 from paceline.planner.request import Request
 from paceline.planner.rooms import Room, when_idle
 from paceline.planner.search import Candidate
+from paceline.planner.sharded import plan_sharded
 from paceline.planner.summary import summary
 from paceline.spec import Facts, TrainOptions
 
@@ -44,6 +45,8 @@ def plan_workers(
     are some, with `details["counter"]`, the fields of a spec that would fit; and with `details["hardware_class"]` where
     no node of that class is left.
     """
+    if options.sync == "sharded":
+        return plan_sharded(nodes, options, facts, wish, known)
     begun_on = hardware_class if options.reproducible else None
     request = Request(Workload(options, facts, known), nodes, wish, begun_on)
     if wish is None and (options.resources.workers or 1) > options.microbatches:

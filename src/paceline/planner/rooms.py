@@ -14,6 +14,7 @@ from paceline.explain import size
 from paceline.plan import Node
 from paceline.planner.predict import Slot, slowdown, worker_bytes
 from paceline.planner.profiles import SPEED_STEP, Workload, costs, speed_of
+from paceline.spec import TrainOptions
 
 MASTER_BYTES = 512 * 2**20
 MASTER_CORES_FROM = 4  # on a smaller node the master shares the cores
@@ -123,13 +124,15 @@ def _crowded(work: Workload, node: Node) -> int:
 
 
 def _room(nodes: tuple[Node, ...], work: Workload, kind: str, memory: _Memory) -> Room:
-    out, gang, alone = _excluded(nodes[0], work), memory.of(nodes[0]), memory.of(nodes[0], workers=1)
+    out, gang, alone = excluded(nodes[0], work.options), memory.of(nodes[0]), memory.of(nodes[0], workers=1)
     if out:
         return Room(nodes, kind, gang, 0, 0, excluded=out)
-    idle = _fitting(nodes, work, kind, gang, now=False)
+    idle = fitting(nodes, work.options, kind, gang, now=False)
     if idle or alone == gang:
-        return Room(nodes, kind, gang, _fitting(nodes, work, kind, gang, now=True), idle, linked=_linked(nodes, work))
-    now, idle = (min(1, _fitting(nodes, work, kind, alone, now=at)) for at in (True, False))
+        return Room(
+            nodes, kind, gang, fitting(nodes, work.options, kind, gang, now=True), idle, linked=_linked(nodes, work)
+        )
+    now, idle = (min(1, fitting(nodes, work.options, kind, alone, now=at)) for at in (True, False))
     return Room(nodes, kind, alone if idle else gang, now, idle, lone=idle > 0)
 
 
@@ -143,8 +146,9 @@ def _devices(node: Node, kind: str) -> tuple[int, int, int]:
     return len(node.devices), len(fitting), len(set(fitting) & set(node.free_devices))
 
 
-def _excluded(node: Node, work: Workload) -> str:
-    allowed = work.options.resources.nodes
+def excluded(node: Node, options: TrainOptions) -> str:
+    """Why the job may not use the node, whatever room it has; "" where it may."""
+    allowed = options.resources.nodes
     if allowed is not None and node.name not in allowed:
         return f"not among the nodes asked for ({', '.join(allowed)})"
     if node.quarantined is not None:
@@ -152,14 +156,14 @@ def _excluded(node: Node, work: Workload) -> str:
     return "is being given back" if node.draining else ""
 
 
-def _fitting(nodes: tuple[Node, ...], work: Workload, kind: str, need: int, now: bool) -> int:
+def fitting(nodes: Sequence[Node], options: TrainOptions, kind: str, need: int, now: bool) -> int:
     """Workers of so many bytes that fit on each of the nodes, now or when no job runs."""
     node = nodes[0]
     reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
     kept_back = MASTER_BYTES if node.is_master else 0
     memory: int = min(map(attrgetter("free_memory" if now else "memory"), nodes)) - kept_back
     cores = (node.free_cores if now else node.cores) - reserved
-    most = min(cores // work.options.threads, memory // need)
+    most = min(cores // options.threads, memory // need)
     if kind != "cpu":
         most = min(most, sum(d.kind == kind and (not now or d.index in node.free_devices) for d in node.devices))
     return max(0, most)

@@ -21,14 +21,19 @@ Tensors = dict[str, torch.Tensor]
 
 def model_tensors(model: torch.nn.Module) -> Tensors:
     """A copy on the CPU of the model's state, by name. Raises InvalidSpec for state that is no tensor."""
-    state = model.state_dict()
+    state = tensors_only(model.state_dict())
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
+def tensors_only(state: dict[str, Any]) -> Tensors:
+    """The same state dict. Raises InvalidSpec for state that is no tensor."""
     odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise InvalidSpec(
             f"the model's state {odd[0]!r} is a {type(state[odd[0]]).__name__}, not a tensor.",
             "Keep it out of the state dict (get_extra_state), or make it a buffer.",
         )
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    return state
 
 
 def save_model(tensors: Tensors, path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,31 +29,60 @@ def cell_share(num_cells: int, place: int, world: int) -> tuple[int, int]:
     return place * num_cells // world, (place + 1) * num_cells // world
 
 
+@dataclass(frozen=True)
+class EvalShare:
+    """Cells [first, end) of the evaluation grid. passes: forwards to make, where all members must make as many.
+
+    keeps_metrics: whether this member keeps the stateful metrics.
+    """
+
+    first: int
+    end: int
+    passes: int
+    keeps_metrics: bool
+
+
+def share_of(program: Program, source: Source, cell_size: int, place: int, world: int) -> EvalShare:
+    """A member's share. Stateful metrics can't be summed: with any, the first takes the whole grid, in order."""
+    cells = eval_cells(len(source), cell_size)
+    if any(map(is_stateful, program.metrics.values())):
+        return EvalShare(0, cells if place == 0 else 0, cells, place == 0)
+    first, end = cell_share(cells, place, world)
+    return EvalShare(first, end, -(-cells // world), place == 0)
+
+
 @torch.no_grad()
 def evaluate(
-    program: Program, source: Source, cell_size: int, place: int, world: int, monitor: Monitor
+    program: Program, source: Source, cell_size: int, share: EvalShare, monitor: Monitor, lockstep: bool = False
 ) -> tuple[int, list[tuple[float, ...]], dict[str, float]]:
     """(first cell, one row a cell, finals). A row: samples, then sums over them of val_loss and each plain metric.
 
-    Stateful metrics can't be summed: where there are any, the first member takes the whole grid, in order.
+    lockstep: after its own cells, make the passes that the other members make, for nothing.
     """
     stateful = {name: m for name, m in program.metrics.items() if is_stateful(m)}
     plain = {name: m for name, m in program.metrics.items() if name not in stateful}
-    cells = eval_cells(len(source), cell_size)
-    first, end = cell_share(cells, place, world) if not stateful else (0, cells if place == 0 else 0)
+    cells = list(range(share.first, share.end))
+    own = len(cells)
+    if lockstep:
+        cells += [max(share.end - 1, 0)] * (share.passes - own)
     for metric in stateful.values():
         metric.reset()
     program.model.eval()
     rows = []
-    for batch, count in _batches(source, cell_size, first, end):
-        rows.append(_row(program, to_device(batch, program.device), plain, stateful, count))
+    for at, (batch, count) in enumerate(_batches(source, cell_size, cells)):
+        moved = to_device(batch, program.device)
+        if at < own:
+            rows.append(_row(program, moved, plain, stateful, count))
+        else:
+            _row(program, moved, {}, {}, count)
         monitor.cells += 1
     program.model.train()
-    return first, rows, {f"val_{name}": float(m.compute()) for name, m in stateful.items()} if place == 0 else {}
+    finals = {f"val_{name}": float(m.compute()) for name, m in stateful.items()} if share.keeps_metrics else {}
+    return share.first, rows, finals
 
 
-def _batches(source: Source, cell_size: int, first: int, end: int) -> Iterator[tuple[Any, int]]:
-    spans = [(cell * cell_size, min((cell + 1) * cell_size, len(source))) for cell in range(first, end)]
+def _batches(source: Source, cell_size: int, cells: Sequence[int]) -> Iterator[tuple[Any, int]]:
+    spans = [(cell * cell_size, min((cell + 1) * cell_size, len(source))) for cell in cells]
     batches = source.stream(CellRequest(-1, np.arange(start, stop, dtype=np.int64)) for start, stop in spans)
     return ((batch, stop - start) for batch, (start, stop) in zip(batches, spans, strict=True))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from paceline.errors import NonFinite
-from paceline.grid import Grid, scaled_share
+from paceline.grid import scaled_share
 from paceline.messages import Evidence
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.data import to_device
@@ -17,6 +17,7 @@ from paceline.training.diagnose import diagnose
 from paceline.training.exchange import GradientExchange
 from paceline.training.gradients import CellAccumulator
 from paceline.training.group import WorkerGroup
+from paceline.training.mode import Course
 from paceline.training.monitor import Monitor
 from paceline.training.program import Program
 from paceline.training.sanity import Sanity, SuspectStep, evidence_of
@@ -26,24 +27,24 @@ LOSS, NORM, STATISTICS = 0, 1, 2  # columns of a cell's row; the sender's norm s
 
 
 class ExactTrainer:
-    """Runs steps for one group. `clip`: bound of the full gradient's norm. `total_samples`: for the schedule."""
+    """Runs steps for one group. `clip`: bound of the full gradient's norm."""
 
     def __init__(
         self,
         program: Program,
-        grid: Grid,
+        course: Course,
         group: WorkerGroup,
         pool: BatchNormPool,
         clip: float | None,
-        total_samples: int | None,
         monitor: Monitor,
     ) -> None:
         self._program = program
-        self._grid = grid
+        self._grid = course.grid
         self._group = group
+        self.place = group.place
         self._pool = pool
         self._clip = clip
-        self._total_samples = total_samples
+        self._total_samples = course.total_samples
         self._monitor = monitor
         self._exchange = GradientExchange(program.parameters, group)
         self._sanity = Sanity()
@@ -51,6 +52,10 @@ class ExactTrainer:
     def close(self) -> None:
         """Take no further part in the model."""
         self._exchange.close()
+
+    def cells(self, step: int, place: int) -> range:
+        """The cells of a step whose batches the member at `place` takes, in order."""
+        return range(*scaled_share(self._group.shares[place], self._grid.num_cells(step), self._grid.num_cells(0)))
 
     def step(self, step: int, batches: Iterator[Any], trusted: bool = False) -> float:
         """Do one step on the next batches of this worker's share; return the batch's mean loss.
@@ -111,9 +116,9 @@ class ExactTrainer:
 
     def check(self, step: int, place: int, batches: Iterator[Any]) -> tuple[Evidence, NonFinite | None]:
         """Compute again what the member at `place` computed of this step, and change nothing."""
-        num_cells = self._grid.num_cells(step)
-        share = scaled_share(self._group.shares[place], num_cells, self._grid.num_cells(0))
-        again = CellAccumulator(self._program.parameters, share, num_cells)
+        cells = self.cells(step, place)
+        share = cells.start, cells.stop
+        again = CellAccumulator(self._program.parameters, share, self._grid.num_cells(step))
         rows, kept = self._cells(step, share, batches, again)
         evidence = evidence_of(float(rows[:, LOSS].sum()), again.partials())
         if math.isfinite(evidence.loss) and math.isfinite(evidence.norm):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from paceline.digest import model_digest
-from paceline.errors import NonFinite, PacelineError, ProtocolError
-from paceline.grid import Grid, scaled_share
+from paceline.errors import ProtocolError
+from paceline.grid import Grid
 from paceline.messages import (
     Checked,
-    CheckpointRef,
-    CheckpointWritten,
     CheckRound,
     Evaluated,
     EvaluateRound,
@@ -34,30 +30,19 @@ from paceline.messages import (
     Suspected,
     Trained,
     TrainRound,
-    Warned,
 )
 from paceline.shards.data import Place
+from paceline.shares import Share
 from paceline.stop import step_bound
-from paceline.training.batchnorm import BatchNormPool
-from paceline.training.checkpoint import (
-    Tensors,
-    load_training,
-    model_tensors,
-    save_model,
-    save_training,
-    training_bytes,
-    training_tensors,
-)
 from paceline.training.data import CellRequest, Source, check_sizes, fingerprint, open_source
-from paceline.training.evaluate import evaluate
-from paceline.training.exact import ExactTrainer
-from paceline.training.group import LostPeer, WorkerGroup
+from paceline.training.group import LostPeer
+from paceline.training.mode import Around, Course, Mode, Trainer
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
-from paceline.training.program import build
+from paceline.training.replica import Replica
 from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
-from paceline.transfer import BlobStore, disk_error
+from paceline.transfer import BlobStore
 
 PROGRESS_EVERY_S = 0.25
 
@@ -77,12 +62,11 @@ class TrainingJob:
     ) -> None:
         submission, self._options = setup.submission, setup.submission.options
         options = self._options
-        self._rank, self._blobs, self._scratch, self._send = setup.rank, blobs, scratch, send
-        self._monitor = monitor
+        self._rank, self._send, self._monitor = setup.rank, send, monitor
         make_deterministic(options.threads, options.reproducible)
-        device = torch.device(setup.device)
         fields = open_package(submission.program, cache)
-        self.program = build(fields, options.seed, device, options.precision)
+        around = Around(setup, torch.device(setup.device), cache, blobs, scratch, send, monitor)
+        self._mode = _mode(around, fields)
         place = Place(cache.folder / "shards", monitor.fetched)
         self._train = open_source(
             open_package(submission.train_data, cache), options.seed, fields["augment"], fields["collate"], place
@@ -94,26 +78,19 @@ class TrainingJob:
         self.grid = Grid(
             len(self._train),
             options.batch_size,
-            options.microbatches,
+            setup.sharding.microbatches if setup.sharding else options.microbatches,
             options.drop_last,
             options.seed,
             self._train.order,
         )
         check_sizes(self._train, self._val, options.batch_size)
         bound = step_bound(options.stop, self.grid.steps_per_epoch)
-        self._total_samples = None if bound is None else self.grid.samples_seen(bound)
-        self._best: Tensors | None = None
-        self._step = 0  # the model's state is that after so many steps
-        if setup.checkpoint is not None:
-            self._best = load_training(cache.path(setup.checkpoint.blob), self.program.model, self.program.optimizer)
-            self._step = setup.checkpoint.step
-        self._pool = BatchNormPool(self.program.model)
+        self._mode.begin(Course(self.grid, None if bound is None else self.grid.samples_seen(bound)))
+        self._step = setup.checkpoint.step if setup.checkpoint else 0  # the model's state is that after so many steps
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        self._group: tuple[WorkerGroup, ExactTrainer] | None = None
-        self._left: list[WorkerGroup] = []  # groups given up: their threads may still wait inside torch
-        self._given_up: dict[str, threading.Event] = {}
+        self._trainer: Trainer | None = None
+        self._shares: Sequence[Share] = ()
         self._batches: Iterator[Any] | None = None
-        self._writing: threading.Thread | None = None
 
     def ready(self) -> Ready:
         """What the master compares and plans with."""
@@ -121,7 +98,7 @@ class TrainingJob:
             fingerprint="/".join(fingerprint(source) for source in (self._train, self._val) if source is not None),
             train_samples=len(self._train),
             val_samples=len(self._val) if self._val is not None else 0,
-            parameters=sum(p.numel() for p in self.program.parameters),
+            parameters=self._mode.num_parameters,
             store_port=self._store.port,
         )
 
@@ -132,14 +109,13 @@ class TrainingJob:
         losses: list[float] = []
         started = time.perf_counter()
         try:
-            workers, trainer = self._join(order.group)
-            if order.source is not None:
-                self._copy_state(order, workers)
+            trainer = self._join(order.group)
+            if order.source is not None and self._mode.copy_state(order):
+                self._step = order.from_step
             self._before_steps(order)
-            pace = self._do_steps(order, workers, trainer, losses)
+            pace = self._do_steps(order, trainer, losses)
         except LostPeer as lost:
-            self._leave()
-            return PeerLost(step=self._step, losses=tuple(losses), reason=str(lost)[:500])
+            return self._lost(lost, tuple(losses))
         except SuspectStep as suspect:
             self._batches = None  # the step's own were read
             return Suspected(
@@ -161,16 +137,16 @@ class TrainingJob:
 
     def _before_steps(self, order: TrainRound) -> None:
         if order.mark_best:
-            self._best = model_tensors(self.program.model)
-        if order.checkpoint and self._rank == order.group.members[0]:
+            self._mode.mark_best()
+        if order.checkpoint:
             with self._monitor.doing("checkpoint"):
-                self._write_checkpoint(order.from_step)
+                self._mode.write_checkpoint(order)
 
-    def _do_steps(self, order: TrainRound, workers: WorkerGroup, trainer: ExactTrainer, losses: list[float]) -> Pace:
+    def _do_steps(self, order: TrainRound, trainer: Trainer, losses: list[float]) -> Pace:
         warm = self._batches is not None
         if self._batches is None:
-            self._batches = self._train.stream(self._requests(workers.shares[workers.place], order.from_step))
-        self.program.model.train()
+            self._batches = self._train.stream(self._requests(trainer, trainer.place, order.from_step))
+        self._mode.begin_training()
         since = self._monitor.read()
         reporting = self._rank == order.group.members[0]
         started = reported = time.monotonic()
@@ -184,132 +160,72 @@ class TrainingJob:
                 reported = now
                 samples = self.grid.samples_seen(step + 1) - self.grid.samples_seen(order.from_step)
                 self._send(Progressed(step=step + 1, loss=losses[-1], samples_per_s=samples / (now - started)))
-        self._pool.refuse_other_updates()
+        self._mode.end_training()
         return since.until(self._monitor.read())
 
     def check(self, order: CheckRound) -> Checked:
         """Compute again what another member computed of the next step; this one's state stays as it is."""
-        _, trainer = self._join(order.group)
+        trainer = self._join(order.group)
         place = order.group.members.index(order.rank)
-        batches = self._train.stream(self._requests(order.group.shares[place], order.step))
-        self.program.model.train()
-        evidence, error = trainer.check(order.step, place, batches)
+        checked = self._mode.check(order, self._train.stream(self._requests(trainer, place, order.step)))
         self._batches = None
-        return Checked(step=order.step, rank=order.rank, evidence=evidence, error=error.to_json() if error else None)
+        return checked
 
-    def _requests(self, whole_share: tuple[int, int], from_step: int) -> Iterator[CellRequest]:
-        """The share's cells from `from_step` on, without end."""
+    def _requests(self, trainer: Trainer, place: int, from_step: int) -> Iterator[CellRequest]:
+        """The cells of the member at `place` from `from_step` on, without end."""
         for step in count(from_step):
-            share = scaled_share(whole_share, self.grid.num_cells(step), self.grid.num_cells(0))
             epoch, _ = self.grid.locate(step)
-            for cell in range(*share):
+            for cell in trainer.cells(step, place):
                 yield CellRequest(epoch, self.grid.cell_samples(step, cell))
 
     # ---- the group ----
 
-    def _join(self, group: Group) -> tuple[WorkerGroup, ExactTrainer]:
-        """The trainer of this group; a new group is formed only when the master names one. Its shares may change."""
-        if self._group is None or self._group[0].key != group.key:
-            self._leave()
-            given_up = self._given_up.setdefault(group.key, threading.Event())
-            workers = WorkerGroup(group, self._rank, self.program.device, self._monitor, given_up)
-            trainer = ExactTrainer(
-                self.program,
-                self.grid,
-                workers,
-                self._pool,
-                self._options.clip_grad_norm,
-                self._total_samples,
-                self._monitor,
-            )
-            self._group = (workers, trainer)
-        workers, trainer = self._group
-        if workers.shares != group.shares:
-            workers.shares, self._batches = group.shares, None  # what was read ahead belongs to the former share
-        return workers, trainer
+    def _join(self, group: Group) -> Trainer:
+        """The group's trainer. What was read ahead belongs to a former share, or to a step that was torn."""
+        trainer = self._mode.join(group)
+        if trainer is not self._trainer or group.shares != self._shares:
+            self._trainer, self._shares, self._batches = trainer, group.shares, None
+        return trainer
 
     def _leave(self) -> None:
-        """Forget the group. What was read ahead belongs to its share, or to a step that was torn."""
-        if self._group is not None:
-            workers, trainer = self._group
-            trainer.close()
-            self._left.append(workers)
-        self._group, self._batches = None, None
+        self._mode.leave()
+        self._trainer, self._batches = None, None
 
     def give_up(self, key: str) -> None:
         """A member of that group is gone; called from the reading thread."""
-        self._given_up.setdefault(key, threading.Event()).set()
+        self._mode.give_up(key)
 
-    def _copy_state(self, order: TrainRound, workers: WorkerGroup) -> None:
-        """Members that are behind take model, optimizer and best model from one that is not."""
-        mine = self._rank == order.source
-        assert order.source is not None
-        data = training_bytes(self.program.model, self.program.optimizer, self._best) if mine else None
-        received = workers.broadcast(data, order.source)
-        if self._rank in order.behind:
-            path = self._scratch / "copied.safetensors"
-            path.write_bytes(received)
-            self._best = load_training(path, self.program.model, self.program.optimizer)
-            path.unlink()
-            self._pool.note_other_buffers()
-            self._step = order.from_step
+    # ---- evaluation and model ----
 
-    # ---- evaluation, model, checkpoint ----
-
-    def evaluate(self, order: EvaluateRound) -> Evaluated:
+    def evaluate(self, order: EvaluateRound) -> Evaluated | PeerLost:
         """Evaluate this worker's share of the validation grid."""
         started = time.monotonic()
         if self._val is None:
             raise ProtocolError("an evaluation was asked for, and there is no validation data.")
-        members = order.group.members
-        with self._monitor.doing("evaluation"):
-            first, rows, finals = evaluate(
-                self.program,
-                self._val,
-                self._options.batch_size,
-                members.index(self._rank),
-                len(members),
-                self._monitor,
-            )
+        try:
+            with self._monitor.doing("evaluation"):
+                first, rows, finals = self._mode.evaluate(order, self._val)
+        except LostPeer as lost:
+            return self._lost(lost)
         return Evaluated(
             step=order.step, first_cell=first, rows=tuple(rows), finals=finals, seconds=time.monotonic() - started
         )
 
-    def save(self, order: SaveRound) -> Saved:
-        """Upload the model that is to be delivered. Raises NonFinite rather than deliver NaN."""
-        tensors = self._best if order.which == "best" and self._best is not None else model_tensors(self.program.model)
-        bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-        if bad:
-            raise NonFinite(
-                f"the model after step {order.step} is not finite: {bad[0]!r} holds NaN or infinity.",
-                "Lower the learning rate or set clip_grad_norm=1.0.",
-            )
-        path = self._scratch / "model.safetensors"
-        save_model(tensors, path)
-        return Saved(
-            step=order.step, blob=self._blobs.upload_file(path), nbytes=path.stat().st_size, digest=model_digest(path)
-        )
+    def save(self, order: SaveRound) -> Saved | PeerLost:
+        """Upload the model that is to be delivered."""
+        try:
+            return self._mode.save(order)
+        except LostPeer as lost:
+            return self._lost(lost)
 
-    def _write_checkpoint(self, step: int) -> None:
-        """Copy the state now; write and upload it beside the training."""
-        if self._writing is not None:
-            self._writing.join()
-        tensors, metadata = training_tensors(self.program.model, self.program.optimizer, self._best)
+    def _lost(self, lost: LostPeer, losses: tuple[float, ...] = ()) -> PeerLost:
+        self._leave()
+        return PeerLost(step=self._step, losses=losses, reason=str(lost)[:500])
 
-        def write() -> None:
-            path = self._scratch / f"checkpoint-{step}.safetensors"
-            try:
-                save_training(tensors, metadata, path)
-                blob = self._blobs.upload_file(path)
-                nbytes = path.stat().st_size
-            except PacelineError as error:
-                self._send(Warned(error=error.to_json()))
-            except OSError as error:
-                self._send(Warned(error=disk_error(error, path).to_json()))
-            else:
-                self._send(CheckpointWritten(checkpoint=CheckpointRef(step=step, blob=blob, nbytes=nbytes)))
-            finally:
-                path.unlink(missing_ok=True)
 
-        self._writing = threading.Thread(target=write, name="checkpoint", daemon=True)
-        self._writing.start()
+def _mode(around: Around, fields: dict[str, Any]) -> Mode:
+    if around.setup.sharding is None:
+        return Replica(around, fields)
+    from paceline.training.sharded.shard import Shard  # FSDP takes a second to import, and few jobs need it
+
+    return Shard(around, fields, around.setup.sharding)

@@ -26,11 +26,12 @@ from paceline.stop import step_bound
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.checkpoint import model_tensors, training_tensors
 from paceline.training.data import CellRequest, Source, check_sizes, open_source, to_device
-from paceline.training.evaluate import eval_cells, evaluate, is_stateful
+from paceline.training.evaluate import eval_cells, evaluate, is_stateful, share_of
 from paceline.training.exact import ExactTrainer
 from paceline.training.footprint import Footprint, fake_footprint, footprint, kept, live_sums
 from paceline.training.group import WorkerGroup
 from paceline.training.memory import MemoryLimit, asked_for, device_full, out_of_memory
+from paceline.training.mode import Course
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
@@ -210,7 +211,12 @@ class _Measurement:
         alone = Group(key="", host="", port=0, members=(0,), shares=(share,))
         group = WorkerGroup(alone, 0, self._device, self._watch, threading.Event())
         trainer = ExactTrainer(
-            self._program, grid, group, self._pool, self._options.clip_grad_norm, self._total_samples, self._watch
+            self._program,
+            Course(grid, self._total_samples),
+            group,
+            self._pool,
+            self._options.clip_grad_norm,
+            self._watch,
         )
         batches = self._train.stream(_requests(grid))
         self._program.model.train()
@@ -246,8 +252,9 @@ class _Measurement:
         self._pool.refuse_other_updates()
         plain = not any(is_stateful(metric) for metric in self._program.metrics.values())
         if self._val is not None and plain:  # stateful metrics see all validation data at once
-            parts = eval_cells(len(self._val), self._options.batch_size)
-            evaluate(self._program, self._val, self._options.batch_size, 0, parts, self._watch)
+            size = self._options.batch_size
+            first = share_of(self._program, self._val, size, 0, eval_cells(len(self._val), size))
+            evaluate(self._program, self._val, size, first, self._watch)
         best = model_tensors(self._program.model) if self._keeps_best else None
         steps = self._stepping(self._grid.cell_size, cells)
         until = time.perf_counter() + FULL_S

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from paceline.errors import Corrupt, NotFound, PacelineError, ProtocolError
+from paceline.errors import PacelineError, ProtocolError
 from paceline.messages import (
     CheckRound,
     EvaluateRound,
@@ -37,6 +37,7 @@ from paceline.tls import trusting
 from paceline.training.channel import Channel, MasterGone, WorkerEnv
 from paceline.training.data import lost_reader
 from paceline.training.job import TrainingJob
+from paceline.training.mode import DamagedCheckpoint, damage_of
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
 from paceline.training.probe import probe
@@ -114,6 +115,8 @@ class WorkerProcess:
             return _do(self._job, order)
         except MasterGone:
             raise
+        except DamagedCheckpoint as damaged:
+            return Unloadable(step=damaged.step, reason=damaged.reason)
         except PacelineError as error:
             return WorkerFailed(error=error.to_json())
         except Exception as error:  # the user's own travels to them whole
@@ -142,14 +145,12 @@ class WorkerProcess:
         with self._monitor.doing("probe"):
             return probe(setup, self._cache(), self._channel.send, lambda: os._exit(0))
 
-    def _set_up(self, setup: Setup) -> Ready | Unloadable:
+    def _set_up(self, setup: Setup) -> Ready:
         env, cache = self._env, self._cache()
         with self._monitor.doing("building"):
             if setup.checkpoint is not None:
-                try:
+                with damage_of(setup.checkpoint):
                     cache.checked(setup.checkpoint.blob)
-                except (Corrupt, NotFound) as damaged:
-                    return Unloadable(step=setup.checkpoint.step, reason=damaged.fact)
             self._job = TrainingJob(
                 setup, cache, self._blobs, Path(env.scratch), env.address, self._channel.send, self._monitor
             )

@@ -23,6 +23,7 @@ from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
+from paceline.messages import ModelFile
 from paceline.plan import Plan
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
@@ -65,10 +66,14 @@ class JobView(BaseModel):
 
 
 class ResultView(BaseModel):
-    """What a finished job delivers; `blob` is the model's safetensors file. expires_at: when it is kept no longer."""
+    """What a finished job delivers; `blob` is the model's safetensors file. expires_at: when it is kept no longer.
+
+    files: of a sharded model, each with its blob; `blob` is then their index.
+    """
 
     job_id: str
     blob: str
+    files: list[ModelFile] = []
     nbytes: int
     digest: str
     step: int
@@ -200,7 +205,8 @@ async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) 
         raise Conflict(f"job {job_id} is {row.state}; it trains no more.", "Submit it again.")
     if is_script(row.submission):
         raise Conflict(f"job {job_id} runs a script, whose number of ranks is fixed.", "Submit it again with another.")
-    cells = row.submission["options"]["microbatches"]
+    options = TrainOptions.model_validate(row.submission["options"])
+    cells = options.batch_size if options.sync == "sharded" else options.microbatches
     if workers > cells:
         raise InvalidSpec(
             f"{workers} workers were asked for, and job {job_id} cuts a batch into {cells} microbatches.",

@@ -1,0 +1,273 @@
+"""Where a model that is cut over its workers trains: as few of them as its memory takes. A pure function.
+
+Each worker holds its part of parameters, gradients and optimizer state, and a few units whole while it computes with
+them. The ladder is climbed only as far as that fits: first the grid as it is, then smaller microbatches, then
+recomputed activations, then shards in the host's memory where the device is an accelerator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from paceline.errors import Unplaceable
+from paceline.explain import counted, size
+from paceline.measured import Measured
+from paceline.plan import Node, NodeReason, Placement, Plan, Sharding
+from paceline.planner.predict import WORKER_BASE_BYTES, worker_bytes
+from paceline.planner.profiles import Workload, costs
+from paceline.planner.rooms import MASTER_BYTES, excluded, fitting
+from paceline.shares import split_evenly
+from paceline.spec import Facts, Keep, Submission, TrainOptions
+
+COPIES = 4  # parameters, gradients and two of the optimizer's
+UNITS_AT_ONCE = 4  # whole ones: two gathered, one's gradients, and those once more while they are summed
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a sharded job takes. state_bytes: of all workers together; fixed_bytes: of each, whatever its part.
+
+    activation_bytes: of one sample in a pass; 0 where nothing is measured.
+    """
+
+    state_bytes: int
+    fixed_bytes: int
+    activation_bytes: float
+    units: int
+
+    def of_worker(self, workers: int, cell_size: int, sharding: Sharding) -> int:
+        """Bytes that each of so many workers needs."""
+        activations = self.activation_bytes * cell_size
+        if sharding.recompute:
+            activations *= 2 / max(self.units, 2)
+        return self.fixed_bytes + -(-self.state_bytes // workers) + int(activations)
+
+
+def decided(
+    nodes: Sequence[Node],
+    submission: Submission,
+    known: Measured = Measured(),  # noqa: B008 - it is frozen
+) -> Submission:
+    """The submission with `sync="sharded"` where that was left to the master and the model fits on no node.
+
+    Decided once, when the job is submitted: its checkpoints are of one kind.
+    """
+    options, facts = submission.options, submission.facts
+    bounded = options.deadline is not None or options.resources.max_cost is not None  # which takes a prediction
+    if options.sync != "auto" or bounded or options.resources.memory is not None or not facts.parameter_bytes:
+        return submission
+    work = Workload(options, facts, known)
+    if any(_fits_whole(work, node) for node in nodes):
+        return submission
+    cut = options.model_copy(update={"sync": "sharded"})
+    try:
+        plan_sharded(nodes, cut, facts, known=known)
+    except Unplaceable as refusal:
+        if not refusal.details.get("busy"):
+            return submission  # the refusal of exact training names the plainer remedies
+    return submission.model_copy(update={"options": cut})
+
+
+def _fits_whole(work: Workload, node: Node) -> bool:
+    kept_back = MASTER_BYTES if node.is_master else 0
+    return node.memory - kept_back >= worker_bytes(work, costs(work, node, "cpu"), workers=1)
+
+
+def plan_sharded(
+    nodes: Sequence[Node],
+    options: TrainOptions,
+    facts: Facts,
+    wish: int | None = None,
+    known: Measured = Measured(),  # noqa: B008 - it is frozen
+) -> Plan:
+    """Raises Unplaceable, with `details["busy"]` true where the job fits once running ones have ended.
+
+    wish: workers that the user asked for since. known: of the model's profiles, the newest tells what activations take.
+    """
+    need = _need(options, facts, known)
+    options = _on_one_kind(nodes, options)
+    allowed = [node for node in nodes if not excluded(node, options)]
+    asked = wish or options.resources.workers
+    for rung in _ladder(options, facts, need):
+        for workers in _counts(allowed, options, asked):
+            sharding = _grid_of(rung, workers, options, facts)
+            memory = options.resources.memory or need.of_worker(workers, _cell_size(options, sharding), sharding)
+            places = _places(allowed, options, memory, idle=False)
+            if len(places) >= workers:
+                return _plan(nodes, options, need, sharding, places[:workers], memory)
+    raise _refusal(allowed, options, facts, need, asked)
+
+
+def _on_one_kind(nodes: Sequence[Node], options: TrainOptions) -> TrainOptions:
+    """With the kind of device named that `device="auto"` comes to: GPUs wherever a node that may be used has some."""
+    if options.resources.device != "auto":
+        return options
+    found = any(d.kind == "cuda" for node in nodes if not excluded(node, options) for d in node.devices)
+    resources = options.resources.model_copy(update={"device": "cuda" if found else "cpu"})
+    return options.model_copy(update={"resources": resources})
+
+
+def _counts(nodes: Sequence[Node], options: TrainOptions, asked: int | None) -> Sequence[int]:
+    """Numbers of workers to be tried: as many as the nodes' cores and the batch's samples allow."""
+    most = min(sum(node.cores for node in nodes) // options.threads, options.batch_size)
+    return [asked] if asked else range(1, max(1, most) + 1)
+
+
+def _need(options: TrainOptions, facts: Facts, known: Measured) -> Need:
+    if facts.parameter_bytes is None:
+        raise Unplaceable(
+            "the model's size is not known: its builder can't run on torch's meta device.",
+            "Give a builder that only makes modules, or hand the model over as a module.",
+            busy=False,
+        )
+    unit = facts.unit_bytes or facts.parameter_bytes
+    copies = COPIES + (Keep.parse(options.keep).metric is not None)
+    profile = max((p for p in known.profiles if p.cells), key=lambda p: p.at, default=None)
+    per_sample = profile.activation_bytes / max(profile.cell_samples, 1) if profile else 0.0
+    return Need(
+        state_bytes=copies * facts.parameter_bytes,
+        fixed_bytes=WORKER_BASE_BYTES + UNITS_AT_ONCE * unit,
+        activation_bytes=per_sample,
+        units=max(1, facts.parameter_bytes // max(unit, 1)),
+    )
+
+
+def _ladder(options: TrainOptions, facts: Facts, need: Need) -> Iterator[Sharding]:
+    """From the quickest to the smallest. Without measured activations, what saves on them promises nothing.
+
+    Each pass gathers the whole model: where the spec left their number out, there are as few microbatches as workers.
+    """
+    cells = 1 if facts.chose_microbatches else options.microbatches
+    yield Sharding(microbatches=cells)
+    if not need.activation_bytes:
+        return
+    while cells < options.batch_size:
+        cells = min(2 * cells, options.batch_size)
+        yield Sharding(microbatches=cells)
+    yield Sharding(microbatches=options.batch_size, recompute=True)
+    if options.resources.device == "cuda":
+        yield Sharding(microbatches=options.batch_size, recompute=True, offload=True)
+
+
+def _grid_of(rung: Sharding, workers: int, options: TrainOptions, facts: Facts) -> Sharding:
+    """At least one microbatch a worker; where the spec left their number out, as many for each."""
+    cells = max(rung.microbatches, workers)
+    if facts.chose_microbatches:
+        cells = -(-cells // workers) * workers
+    size = -(-options.batch_size // min(cells, options.batch_size))
+    return rung.model_copy(update={"microbatches": -(-options.batch_size // size)})
+
+
+def _cell_size(options: TrainOptions, sharding: Sharding) -> int:
+    return -(-options.batch_size // sharding.microbatches)
+
+
+def _devices(node: Node, options: TrainOptions, memory: int, idle: bool) -> list[str]:
+    """Devices of the workers that the node could take, now or when it is idle."""
+    kind = options.resources.device
+    number = fitting([node], options, kind, memory, now=not idle)
+    if kind == "cpu":
+        return ["cpu"] * number
+    alike = [d for d in node.devices if d.kind == kind and (idle or d.index in node.free_devices)]
+    usable = [d for d in alike if d.memory == 0 or d.memory >= memory]  # 0: it is unknown
+    return [f"cuda:{d.index}" if kind == "cuda" else kind for d in usable][:number]
+
+
+def _places(nodes: Sequence[Node], options: TrainOptions, memory: int, idle: bool) -> list[tuple[Node, str]]:
+    """Places for workers, one on each node before a second on any; the roomiest nodes first."""
+    roomy = sorted(nodes, key=lambda node: (-node.free_memory, node.name))
+    rows = [[(node, device) for device in _devices(node, options, memory, idle)] for node in roomy]
+    return [row[at] for at in range(max(map(len, rows), default=0)) for row in rows if at < len(row)]
+
+
+def _plan(
+    nodes: Sequence[Node],
+    options: TrainOptions,
+    need: Need,
+    sharding: Sharding,
+    places: Sequence[tuple[Node, str]],
+    memory: int,
+) -> Plan:
+    shares = split_evenly(sharding.microbatches, len(places))
+    workers = tuple(
+        Placement(rank=rank, node_id=node.id, node_name=node.name, device=device, share=share)
+        for rank, ((node, device), share) in enumerate(zip(places, shares, strict=True))
+    )
+    return Plan(
+        mode="sharded",
+        sharding=sharding,
+        workers=workers,
+        hardware_class=places[0][0].hardware_class,
+        cores_per_worker=options.threads,
+        memory_per_worker=memory,
+        microbatches=sharding.microbatches,
+        most_workers=len(workers),
+        summary=_summary(options, need, sharding, len(workers), memory),
+        reasons=_reasons(nodes, options, workers, memory),
+    )
+
+
+def _summary(options: TrainOptions, need: Need, sharding: Sharding, workers: int, memory: int) -> str:
+    whole = f"parameters, gradients and optimizer take {size(need.state_bytes)}"
+    part = f"{workers} worker(s) hold {size(-(-need.state_bytes // workers))} of it each"
+    around = f"and {size(need.fixed_bytes)} for the process and the units being computed: {size(memory)} a worker"
+    steps = [f"a batch of {options.batch_size} in {sharding.microbatches} microbatches"]
+    steps += ["activations computed again in backward"] if sharding.recompute else []
+    steps += ["shards in the host's memory"] if sharding.offload else []
+    unmeasured = "" if need.activation_bytes else "; activations are not measured"
+    return f"{whole}; {part}, {around}; {', '.join(steps)}{unmeasured}"
+
+
+def _reasons(
+    nodes: Sequence[Node], options: TrainOptions, workers: Sequence[Placement], memory: int
+) -> tuple[NodeReason, ...]:
+    """Told once for nodes that are alike."""
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for node in nodes:
+        alike.setdefault(_reason(node, options, workers, memory), []).append(node.name)
+    return tuple(NodeReason(nodes=tuple(names), taken=taken, reason=why) for (taken, why), names in alike.items())
+
+
+def _reason(node: Node, options: TrainOptions, workers: Sequence[Placement], memory: int) -> tuple[bool, str]:
+    """(whether it is taken, why)."""
+    mine = sum(worker.node_id == node.id for worker in workers)
+    limit = f"{node.free_cores} of {node.cores} cores free, "
+    limit += f"{size(node.free_memory)} of {size(node.memory)} memory free"
+    if mine:
+        return True, f"holds {mine} of {len(workers)} shards; {limit}"
+    if barred := excluded(node, options):
+        return False, barred
+    if _devices(node, options, memory, idle=False):
+        return False, f"not needed: the {counted(len(workers), 'worker')} hold the model; {limit}"
+    return False, f"no place for a worker of {size(memory)}: {limit}"
+
+
+def _refusal(nodes: Sequence[Node], options: TrainOptions, facts: Facts, need: Need, asked: int | None) -> Unplaceable:
+    """What is needed and what there is, without what changes by the second: a waiting job says it once."""
+    smallest = list(_ladder(options, facts, need))[-1]
+    counts = _counts(nodes, options, asked)
+
+    def memory_of(workers: int) -> int:
+        sharding = _grid_of(smallest, workers, options, facts)
+        return options.resources.memory or need.of_worker(workers, _cell_size(options, sharding), sharding)
+
+    fits = next((n for n in counts if len(_places(nodes, options, memory_of(n), idle=True)) >= n), None)
+    workers = fits or counts[-1]
+    room = len(_places(nodes, options, memory_of(workers), idle=True))
+    largest = max((node.memory for node in nodes), default=0)
+    fact = (
+        f"sharded over {workers} worker(s), the job needs {size(memory_of(workers))} for each: "
+        f"{size(need.state_bytes)} of parameters, gradients and optimizer in {workers} part(s), and "
+        f"{size(need.fixed_bytes)} beside it; the {len(nodes)} node(s) that may take it have room for {room} such "
+        f"worker(s), the largest has {size(largest)} of memory."
+    )
+    if fits:
+        return Unplaceable(fact, "It waits until running jobs end.", busy=True)
+    spare = largest - need.fixed_bytes
+    remedy = "Add nodes with `paceline join`"
+    if spare > 0:
+        remedy += f": {-(-need.state_bytes // spare)} of {size(largest)} would hold it"
+    if need.activation_bytes and options.precision == "fp32":
+        remedy += "; precision='bf16-mixed' halves what activations take"
+    return Unplaceable(fact, f"{remedy}; or train a smaller model.", busy=False, sharded=True)

@@ -1,0 +1,164 @@
+"""Where a sharded model trains: as few workers as its memory takes, and refusals with numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import paceline as pl
+from paceline.master.probing import next_event
+from paceline.master.profiles import plan_by
+from paceline.master.states import Job, Planned
+from paceline.measured import CellTime, Measured, Profile
+from paceline.plan import Plan
+from paceline.planner.planner import plan_workers
+from paceline.planner.rooms import MASTER_BYTES
+from paceline.planner.sharded import decided, plan_sharded
+from paceline.spec import Facts, Submission
+
+from builders import GIB, node, options, submission
+
+
+def facts(gib: float, units: int = 16, **more: Any) -> Facts:
+    nbytes = int(gib * GIB)
+    return Facts(parameters=nbytes // 4, parameter_bytes=nbytes, unit_bytes=nbytes // units, **more)
+
+
+def measured(activation_gib: float, cell_samples: int) -> Measured:
+    profile = Profile(
+        hardware_class="cpu:AVX2", device="cpu", cells=(CellTime(samples=cell_samples, seconds=1.0),),
+        cell_samples=cell_samples, update_s=0.1, state_bytes=GIB, activation_bytes=int(activation_gib * GIB),
+        worker_bytes=GIB, exchange_bytes=GIB, build_s=1.0, at=1.0,
+    )  # fmt: skip
+    return Measured(profiles=(profile,))
+
+
+def placed(nodes: list[Any], known: Facts, wish: int | None = None, **changes: Any) -> Plan:
+    return plan_workers(nodes, options(sync="sharded", **changes), known, wish)
+
+
+def test_a_model_larger_than_a_node_takes_as_many_as_hold_it_and_no_more() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(6)]
+    plan = placed(nodes, facts(2.5))  # 10 GiB with gradients and Adam's state, on nodes of 4
+    assert plan.mode == "sharded"
+    assert len({worker.node_id for worker in plan.workers}) == len(plan.workers) == 4
+    assert "10.0 GiB" in plan.summary
+    assert [(reason.taken, len(reason.nodes)) for reason in plan.reasons] == [(True, 4), (False, 2)]
+    assert plan.memory_per_worker <= 4 * GIB
+
+
+def test_one_node_that_cannot_hold_it_is_refused_with_the_number_of_nodes_that_could() -> None:
+    with pytest.raises(pl.Unplaceable, match=r"10.0 GiB .* 4 of 4.0 GiB would hold it") as refused:
+        placed([node("n0", memory=4 * GIB)], facts(2.5))
+    assert refused.value.details["busy"] is False
+
+
+def test_a_job_waits_where_the_nodes_are_only_busy() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB, free_memory=GIB) for at in range(4)]
+    with pytest.raises(pl.Unplaceable) as refused:
+        placed(nodes, facts(2.5))
+    assert refused.value.details["busy"] is True
+
+
+def test_a_builder_of_unknown_size_is_refused() -> None:
+    with pytest.raises(pl.Unplaceable, match="size is not known"):
+        placed([node("n0")], Facts())
+
+
+def test_the_ladder_is_climbed_only_as_far_as_memory_needs() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
+    wish = options(sync="sharded", batch_size=16, microbatches=4)
+
+    def found(activation_gib: float) -> Any:
+        return plan_sharded(nodes, wish, facts(2.5), known=measured(activation_gib, cell_samples=4)).sharding
+
+    assert (found(0.1).microbatches, found(0.1).recompute) == (4, False)
+    assert (found(0.8).microbatches, found(0.8).recompute) == (8, False)
+    assert (found(4.0).microbatches, found(4.0).recompute) == (16, True)
+    with pytest.raises(pl.Unplaceable):
+        found(100.0)
+
+
+def test_every_worker_has_a_microbatch_where_the_spec_leaves_their_number_out() -> None:
+    nodes = [node(f"n{at}") for at in range(3)]
+    chosen = facts(0.001, chose_microbatches=True)
+    plan = placed(nodes, chosen, batch_size=12, microbatches=6, resources=pl.Resources(workers=3))
+    assert [end - first for first, end in (worker.share for worker in plan.workers)] == [1, 1, 1]
+    assert plan.sharding is not None
+    assert plan.sharding.microbatches == plan.microbatches == 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(1, 32)), min_size=1, max_size=6),
+    st.floats(0.01, 20),
+    st.integers(1, 64),
+    st.integers(1, 32),
+)
+def test_no_node_is_given_more_than_it_has(
+    sizes: list[tuple[int, int]], gib: float, batch_size: int, units: int
+) -> None:
+    nodes = [
+        node(f"n{at}", cores=cores, memory=memory * GIB // 2, is_master=at == 0)
+        for at, (cores, memory) in enumerate(sizes)
+    ]
+    try:
+        plan = placed(nodes, facts(gib, units), batch_size=batch_size, microbatches=batch_size)
+    except pl.Unplaceable:
+        return
+    for found in nodes:
+        there = sum(worker.node_id == found.id for worker in plan.workers)
+        kept_back = MASTER_BYTES if found.is_master else 0
+        assert there <= found.free_cores
+        assert there == 0 or there * plan.memory_per_worker <= found.free_memory - kept_back
+    assert [worker.rank for worker in plan.workers] == list(range(len(plan.workers)))
+    assert plan.workers[0].share[0] == 0
+    assert plan.workers[-1].share[1] == plan.microbatches
+
+
+def sent(gib: float, **changes: Any) -> Submission:
+    known = facts(gib)
+    return submission(**changes).model_copy(update={"facts": known})
+
+
+def test_what_fits_on_no_node_is_sharded_where_that_is_left_to_the_master() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
+    assert decided(nodes, sent(2.5)).options.sync == "sharded"
+    assert decided(nodes, sent(0.1)).options.sync == "auto"
+    assert decided(nodes, sent(2.5, sync="exact")).options.sync == "exact"
+    assert decided(nodes, sent(100)).options.sync == "auto"
+
+
+def test_a_sharded_plan_tells_its_workers_though_nothing_is_predicted() -> None:
+    plan = placed([node(f"n{at}", memory=4 * GIB) for at in range(4)], facts(2.5))
+    assert plan.predicted is None
+    text = plan.explain()
+    assert text.startswith("sharded: parameters, gradients and optimizer take 10.0 GiB")
+    assert all(worker.node_name in text for worker in plan.workers)
+    chosen = plan.document()["chosen"]
+    assert (chosen["mode"], chosen["predicted"]) == ("sharded", None)
+    assert [entry["name"] for entry in chosen["nodes"]] == [worker.node_name for worker in plan.workers]
+
+
+def test_a_model_that_fits_on_no_node_is_not_probed_before_it_is_sharded() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
+    cut = decided(nodes, sent(2.5))
+    event = next_event(Job(id="job", submission=cut), plan_by(Measured(), nodes, cut), nodes, Measured())
+    assert isinstance(event, Planned)
+    assert "not probed: a probe would build the whole model" in event.plan.summary
+
+
+def test_what_a_probe_found_the_whole_model_to_take_does_not_bind_its_shards() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
+    whole = measured(0.1, cell_samples=4).profiles[0].model_copy(update={"cells": (), "worker_bytes": 30 * GIB})
+    plan = plan_by(Measured(profiles=(whole,)), nodes, decided(nodes, sent(2.5)))
+    assert plan.memory_per_worker < 4 * GIB
+
+
+def test_a_limit_that_takes_a_prediction_is_refused_with_sharding() -> None:
+    with pytest.raises(pl.NotYetSupported, match="not predicted"):
+        options(sync="sharded", deadline=3600.0)
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
+    assert decided(nodes, sent(2.5, deadline=3600.0)).options.sync == "auto"
