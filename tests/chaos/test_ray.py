@@ -34,7 +34,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
         cluster.shutdown()
 
 
-@pytest.mark.parametrize("seed", [200, *slow(*range(201, 208))])
+@pytest.mark.parametrize("seed", slow(*range(200, 208)))
 def test_workers_killed_joined_and_drained_at_random_on_two_nodes(
     on_ray: pl.Client, ends_well: EndsWell, inflict: Inflict, seed: int
 ) -> None:

@@ -329,6 +329,7 @@ def test_scale_changes_the_number_of_workers_and_is_refused_where_it_can_not(she
     assert shell.error("scale", job_id, "1")[1]["code"] == "conflict"
 
 
+@pytest.mark.slow
 def test_drain_moves_a_job_to_another_node_and_names_a_node_that_is_not_there(shell: Shell, up: dict[str, Any]) -> None:
     join = [*shlex.split(up["join"])[1:], "--name", "leaving", "--cores", "6"]
     with started(shell, *join):

@@ -13,7 +13,8 @@ def bare(client: pl.Client) -> int:
     return bare_worker(client)
 
 
-@pytest.mark.parametrize("name", ["cnn", pytest.param("lstm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["cnn", "lstm"])
+@pytest.mark.slow
 def test_the_probe_foretells_what_a_worker_grows_by_within_15_percent(client: pl.Client, bare: int, name: str) -> None:
     row = predicted(client, CASES[name])
     assert row["worker_bytes"] == pytest.approx(measured(client, CASES[name], row, bare), rel=0.15)

@@ -44,6 +44,7 @@ def test_a_killed_master_finds_its_job_again_and_ends_it_with_the_same_digest(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_job_goes_on_from_its_checkpoint_on_another_engine_in_another_place_with_other_workers(
     tmp_path: Path, client: pl.Client
 ) -> None:

@@ -15,6 +15,7 @@ from workloads import spec
 ENDLESS: dict[str, Any] = {"stop": pl.MaxEpochs(1_000_000)}
 
 
+@pytest.mark.slow
 def test_a_queued_job_is_scaled_when_its_turn_comes_even_under_the_next_master(
     tmp_path: Path, client: pl.Client
 ) -> None:

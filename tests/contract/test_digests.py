@@ -126,6 +126,7 @@ def test_a_channels_last_model_has_one_digest_on_one_worker_and_two(client: pl.C
     assert one.digest == two.digest
 
 
+@pytest.mark.slow
 def test_a_channels_last_model_keeps_its_digest_where_a_worker_joins(client: pl.Client) -> None:
     """It copies a member's state: model and optimizer, in their layout."""
     long = {"stop": pl.MaxEpochs(15)}

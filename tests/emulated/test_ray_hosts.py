@@ -50,6 +50,7 @@ def ray_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pl.Cl
             pytest.skip(str(why))
 
 
+@pytest.mark.slow
 def test_two_raylets_in_two_namespaces_train_to_the_reference_digest(ray_hosts: pl.Client, client: pl.Client) -> None:
     expected = client.submit(spec(workers=1)).result(timeout=120).digest
     result = ray_hosts.submit(spec(workers=4)).result(timeout=120)

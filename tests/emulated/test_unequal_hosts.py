@@ -139,6 +139,7 @@ def test_a_host_that_becomes_slow_is_named_and_gets_a_smaller_share(whole: Emula
     assert digest == client.submit(spec(**heavy, workers=1)).result(timeout=200).digest
 
 
+@pytest.mark.slow
 def test_a_killed_agent_takes_its_host_out_until_it_is_started_again(whole: EmulatedCluster, reference: str) -> None:
     job = submit(whole)
     wait_for_step(job, 60)
