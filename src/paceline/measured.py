@@ -13,6 +13,11 @@ COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a parti
 ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 
 
+def kind_of_device(device: str) -> str:
+    """Of "cpu", "cuda:0", "mps": what is before the number."""
+    return device.split(":")[0]
+
+
 class Calibration(BaseModel):
     """A node's speed, by a short fixed benchmark at its join. flop_per_s: of one core, or of the device.
 
@@ -24,6 +29,10 @@ class Calibration(BaseModel):
     device: str
     flop_per_s: float
     at: float
+
+    @property
+    def kind(self) -> str:
+        return kind_of_device(self.device)
 
 
 class Link(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from paceline.explain import document, explained
-from paceline.measured import Calibration
+from paceline.measured import Calibration, kind_of_device
 
 
 class Device(BaseModel):
@@ -49,6 +49,10 @@ class Node(BaseModel):
     speed: tuple[Calibration, ...] = ()
     price: float = 0.0
 
+    def speed_of(self, kind: str) -> float | None:
+        """FLOP/s of a core ("cpu"), or of the slowest device of another kind; None where it is not calibrated."""
+        return min((c.flop_per_s for c in self.speed if c.kind == kind and c.flop_per_s > 0), default=None)
+
 
 class Placement(BaseModel):
     """One worker of a plan. share: [first, end) of the grid's cells. device: "cpu", "cuda:0", "mps"."""
@@ -60,6 +64,11 @@ class Placement(BaseModel):
     node_name: str
     device: str
     share: tuple[int, int]
+
+    @property
+    def kind(self) -> str:
+        """Of its device: "cpu", "cuda", "mps"."""
+        return kind_of_device(self.device)
 
 
 class Prediction(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from statistics import fmean
@@ -34,8 +34,7 @@ def next_worker(job: Job, nodes: Sequence[Node], now: float) -> Newcomer | None:
     """As many as were planned, or asked for, come as soon as there is room; more, where that makes the job faster."""
     state = job.state
     assert isinstance(state, Running)
-    staying = len(set(state.workers) - state.leaving) + len(state.building)
-    if is_fixed(job) or staying < state.shown.enough:
+    if is_fixed(job) or state.staying < state.shown.enough:
         open_to = nodes if is_fixed(job) else [node for node in nodes if _may_be_asked(state, node.id, now)]
         place = _place(job, state, open_to)
         return _newcomer(job, state, nodes, place) if place else None
@@ -86,14 +85,9 @@ def _expected(state: Running, nodes: Sequence[Node], node_id: str) -> float | No
     measured = state.shown.node_cell_s
     if node_id in measured:
         return measured[node_id]
-    speeds = _speeds(nodes, state.plan.workers[0].device.split(":")[0])
+    kind = state.plan.workers[0].kind
+    speeds = {node.id: speed for node in nodes if (speed := node.speed_of(kind))}
     if node_id not in speeds:
         return None
     flop = [cell_s * speeds[other] for other, cell_s in measured.items() if other in speeds]
     return fmean(flop) / speeds[node_id] if flop else None
-
-
-def _speeds(nodes: Sequence[Node], kind: str) -> Mapping[str, float]:
-    """FLOP/s by node id, of the slowest device of the kind, where calibrated."""
-    found = {node.id: [c.flop_per_s for c in node.speed if c.device.split(":")[0] == kind] for node in nodes}
-    return {node_id: min(rates) for node_id, rates in found.items() if rates}

@@ -67,11 +67,11 @@ def _places(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> tup
     if plan.mode == "sharded":
         return "not probed: a probe would build the whole model", []
     options = with_memory(job.submission.options, known.profiles)
-    places = places_for_one(options, job.submission.facts, _kind(plan.workers[0]), nodes)
+    places = places_for_one(options, job.submission.facts, plan.workers[0].kind, nodes)
     if not places:
         return "not probed: no single place could hold it", []
     measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
-    new = [place for place in places if (place.hardware_class, _kind(place.placement)) not in measured]
+    new = [place for place in places if (place.hardware_class, place.placement.kind) not in measured]
     why = why_not(job, places, nodes) if new else "measured before, in a job of this kind"
     return why, [] if why else new
 
@@ -93,14 +93,10 @@ def places_for_one(options: TrainOptions, facts: Facts, kind: str, nodes: Sequen
             placement = plan_workers(alike, _workers(options, 1), facts).workers[0]
         except Unplaceable:
             continue
-        if _kind(placement) == kind:
+        if placement.kind == kind:
             node = next(node for node in alike if node.id == placement.node_id)
-            found.append(ProbePlace(placement, hardware_class, _memory(node), _speed(node, kind)))
+            found.append(ProbePlace(placement, hardware_class, _memory(node), node.speed_of(kind)))
     return found
-
-
-def _kind(placement: Placement) -> str:
-    return placement.device.split(":")[0]
 
 
 def _ranked(place: ProbePlace, rank: int) -> ProbePlace:
@@ -139,10 +135,6 @@ def _workers(options: TrainOptions, workers: int) -> TrainOptions:
 def _memory(node: Node) -> int:
     kept_back = MASTER_BYTES if node.is_master else 0
     return max(0, node.free_memory - kept_back - WORKER_BASE_BYTES)
-
-
-def _speed(node: Node, kind: str) -> float | None:
-    return min((c.flop_per_s for c in node.speed if c.device.split(":")[0] == kind), default=None)
 
 
 def _rough_seconds(options: TrainOptions, facts: Facts) -> float | None:
@@ -207,7 +199,7 @@ def answered(job: Job, state: Planning, rank: int, message: FromWorker, now: flo
 
 def _measured(job: Job, state: Planning, rank: int, probed: Probed) -> Outcome:
     place = state.pending[rank]
-    known = {"hardware_class": place.hardware_class, "device": _kind(place.placement), "flop_per_s": place.flop_per_s}
+    known = {"hardware_class": place.hardware_class, "device": place.placement.kind, "flop_per_s": place.flop_per_s}
     profile = probed.profile.model_copy(update=known)  # of where it ran, whatever the worker says
     node = place.placement.node_name
     how = f"probed on {node} in {probed.seconds:.1f} s" if profile.cells else f"probed on {node}, where it does not fit"

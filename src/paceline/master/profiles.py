@@ -72,7 +72,7 @@ def taught(job: Job, state: Running) -> list[Learn]:
 
 
 def _place(state: Running, worker: Worker) -> tuple[str, str]:
-    return state.plan.hardware_class, worker.placement.device.split(":")[0]
+    return state.plan.hardware_class, worker.placement.kind
 
 
 def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOptions:

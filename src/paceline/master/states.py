@@ -199,6 +199,11 @@ class Running:
     preempted: str | None = None
     shown: Shown = field(default_factory=Shown)
 
+    @property
+    def staying(self) -> int:
+        """Workers that train, are ready to or are being built, and have not been asked to leave."""
+        return len(set(self.workers) - self.leaving) + len(self.building)
+
 
 @dataclass(frozen=True)
 class Recovering:
@@ -294,8 +299,7 @@ class Job:
             return 0
         if state.plan.mode == "sharded":
             return 0
-        staying = len(set(state.workers) - state.leaving) + len(state.building)
-        return max(0, state.target - staying)
+        return max(0, state.target - state.staying)
 
 
 # ---- events ----

@@ -43,7 +43,7 @@ def one_more(
 
     Raises Unplaceable where there is none or, unless a number of workers was asked for, where it would not help.
     """
-    kind = plan.workers[0].device.split(":")[0]
+    kind = plan.workers[0].kind
     asked = options.resources.model_copy(update={"device": kind, "workers": None})
     work = Workload(options.model_copy(update={"resources": asked}), facts, known)
     by_id = {node.id: node for node in nodes}

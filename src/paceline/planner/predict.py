@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from paceline.measured import kind_of_device
 from paceline.plan import Node, Prediction
 from paceline.planner.exchange import UNKNOWN_LINK, Exchange, exchange
 from paceline.planner.profiles import Costs, Workload, costs
@@ -31,7 +32,7 @@ class Slot:
 
     @property
     def kind(self) -> str:
-        return self.device.split(":")[0]
+        return kind_of_device(self.device)
 
 
 @dataclass(frozen=True)

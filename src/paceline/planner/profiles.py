@@ -119,9 +119,9 @@ def _estimated_from(work: Workload, speed: float | None) -> str:
 
 
 def speed_of(node: Node, kind: str) -> float | None:
-    """FLOP/s of a core, or of the slowest device of a kind, in steps of 5%; None where it is not calibrated."""
-    found = [c.flop_per_s for c in node.speed if c.device.startswith(kind) and c.flop_per_s > 0]
-    return in_steps(min(found)) if found else None
+    """`Node.speed_of`, in steps of 5%."""
+    found = node.speed_of(kind)
+    return in_steps(found) if found else None
 
 
 def in_steps(value: float) -> float:
