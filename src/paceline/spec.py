@@ -22,7 +22,7 @@ from pydantic import (
 
 from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
 from paceline.frameworks.adapt import adapted
-from paceline.grid import DEFAULT_MICROBATCHES
+from paceline.grid import DEFAULT_MICROBATCHES, Grid, ShardOrder
 from paceline.stop import (
     Count,
     Metric,
@@ -166,6 +166,10 @@ class TrainOptions(PlainFields):
         cell_size = -(-self.batch_size // self.microbatches)  # 10 samples in 8 cells of 2 are 5: that is their number
         object.__setattr__(self, "microbatches", -(-self.batch_size // cell_size))
         return self
+
+    def grid(self, num_samples: int, order: ShardOrder | None = None) -> Grid:
+        """Over so many training samples. order: of data in shards; whoever only counts samples may do without."""
+        return Grid(num_samples, self.batch_size, self.microbatches, self.drop_last, self.seed, order)
 
 
 class TrainSpec(PlainFields):

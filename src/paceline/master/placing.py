@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from paceline.errors import Forbidden, Unplaceable
-from paceline.grid import Grid
 from paceline.master.lives import AnyJob, AnySubmission, next_plan
 from paceline.master.scripts import ScriptJob
 from paceline.master.states import Running
@@ -46,7 +45,7 @@ def seconds_left(job: AnyJob, now: float, plan: Plan | None = None) -> float | N
     seconds = time_bound(stop)
     bounds = [] if seconds is None else [seconds - trained_s]
     if training.step and training.train_samples:
-        grid = Grid(training.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed)
+        grid = options.grid(training.train_samples)
         last = step_bound(stop, grid.steps_per_epoch)
         bounds += [] if last is None else [(last - training.step) * trained_s / training.step]
     elif plan is not None and plan.predicted is not None and plan.predicted.finish_s is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.errors import InvalidSpec, NotYetSupported, Unplaceable, UserCodeError
-from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
+from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER
 from paceline.master.ends import end, state_record
 from paceline.master.profiles import kind_of, with_memory
 from paceline.master.states import (
@@ -141,7 +141,7 @@ def _rough_seconds(options: TrainOptions, facts: Facts) -> float | None:
     """Of all steps on one core, to the stop condition's bound; None where the facts do not tell."""
     if facts.train_samples is None or facts.flop_per_sample is None:
         return None
-    grid = Grid(facts.train_samples, options.batch_size, options.microbatches, options.drop_last, options.seed)
+    grid = options.grid(facts.train_samples)
     steps = step_bound(options.stop, grid.steps_per_epoch)
     if steps is None:
         return None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from paceline.errors import DataMismatch
-from paceline.grid import Grid
 from paceline.master import members
 from paceline.master.ends import end, fall_back, state_record
 from paceline.master.rounds import advance
@@ -126,7 +125,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
     ranks = tuple(sorted(state.workers))
     running = Running(
         plan=state.plan,
-        grid=Grid(ready.train_samples, options.batch_size, state.plan.microbatches, options.drop_last, options.seed),
+        grid=replace(options.grid(ready.train_samples), microbatches=state.plan.microbatches),
         parameters=ready.parameters,
         fingerprint=ready.fingerprint,
         members=ranks,

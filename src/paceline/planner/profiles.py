@@ -38,9 +38,8 @@ class Workload:
     @cached_property
     def grid(self) -> Grid | None:
         """None where the number of samples is known on the nodes only."""
-        o = self.options
         samples = self.facts.train_samples
-        return Grid(samples, o.batch_size, o.microbatches, o.drop_last, o.seed) if samples else None
+        return self.options.grid(samples) if samples else None
 
     @cached_property
     def cell_samples(self) -> int:

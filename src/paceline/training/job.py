@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from paceline.errors import ProtocolError
-from paceline.grid import Grid
 from paceline.messages import (
     Checked,
     CheckRound,
@@ -33,11 +32,11 @@ from paceline.messages import (
 )
 from paceline.shards.data import Place
 from paceline.shares import Share
-from paceline.stop import step_bound
-from paceline.training.data import CellRequest, Source, check_sizes, fingerprint, open_source
+from paceline.training.data import CellRequest, fingerprint
 from paceline.training.group import LostPeer
-from paceline.training.mode import Around, Course, Mode, Trainer
+from paceline.training.mode import Around, Mode, Trainer
 from paceline.training.monitor import Monitor
+from paceline.training.opened import open_data
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.replica import Replica
 from paceline.training.sanity import SuspectStep
@@ -67,25 +66,11 @@ class TrainingJob:
         fields = open_package(submission.program, cache)
         around = Around(setup, torch.device(setup.device), cache, blobs, scratch, send, monitor)
         self._mode = _mode(around, fields)
-        place = Place(cache.folder / "shards", monitor.fetched)
-        self._train = open_source(
-            open_package(submission.train_data, cache), options.seed, fields["augment"], fields["collate"], place
-        )
-        self._val: Source | None = None
-        if submission.val_data is not None:
-            data = open_package(submission.val_data, cache)
-            self._val = open_source(data, options.seed, None, fields["collate"], place)
-        self.grid = Grid(
-            len(self._train),
-            options.batch_size,
-            setup.sharding.microbatches if setup.sharding else options.microbatches,
-            options.drop_last,
-            options.seed,
-            self._train.order,
-        )
-        check_sizes(self._train, self._val, options.batch_size)
-        bound = step_bound(options.stop, self.grid.steps_per_epoch)
-        self._mode.begin(Course(self.grid, None if bound is None else self.grid.samples_seen(bound)))
+        if setup.sharding is not None:
+            options = options.model_copy(update={"microbatches": setup.sharding.microbatches})
+        opened = open_data(submission, options, fields, cache, Place(cache.folder / "shards", monitor.fetched))
+        self._train, self._val, self.grid = opened.train, opened.val, opened.course.grid
+        self._mode.begin(opened.course)
         self._step = setup.checkpoint.step if setup.checkpoint else 0  # the model's state is that after so many steps
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
         self._trainer: Trainer | None = None

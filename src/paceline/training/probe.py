@@ -22,10 +22,9 @@ from paceline.measured import CellTime, Profile, rough_bytes
 from paceline.messages import Group, Probed, ProbeSetup
 from paceline.shards.data import Place
 from paceline.spec import Keep
-from paceline.stop import step_bound
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.checkpoint import model_tensors, training_tensors
-from paceline.training.data import CellRequest, Source, check_sizes, open_source, to_device
+from paceline.training.data import CellRequest, to_device
 from paceline.training.evaluate import eval_cells, evaluate, is_stateful, share_of
 from paceline.training.exact import ExactTrainer
 from paceline.training.footprint import Footprint, fake_footprint, footprint, kept, live_sums
@@ -33,6 +32,7 @@ from paceline.training.group import WorkerGroup
 from paceline.training.memory import MemoryLimit, asked_for, device_full, out_of_memory
 from paceline.training.mode import Course
 from paceline.training.monitor import Monitor
+from paceline.training.opened import open_data
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
 from paceline.training.sanity import SuspectStep
@@ -138,25 +138,9 @@ class _Measurement:
         submission, options = self._setup.submission, self._options
         make_deterministic(options.threads, options.reproducible)
         self._fields = open_package(submission.program, self._cache)
-        augment, collate = self._fields["augment"], self._fields["collate"]
-        place = Place(self._cache.folder / "shards")
-        train = open_package(submission.train_data, self._cache)
-        self._train = open_source(train, options.seed, augment, collate, place)
-        self._val: Source | None = None
-        if submission.val_data is not None:
-            val = open_package(submission.val_data, self._cache)
-            self._val = open_source(val, options.seed, None, collate, place)
-        check_sizes(self._train, self._val, options.batch_size)
-        self._grid = Grid(
-            len(self._train),
-            options.batch_size,
-            options.microbatches,
-            options.drop_last,
-            options.seed,
-            self._train.order,
-        )
-        bound = step_bound(options.stop, self._grid.steps_per_epoch)
-        self._total_samples = None if bound is None else self._grid.samples_seen(bound)
+        opened = open_data(submission, options, self._fields, self._cache, Place(self._cache.folder / "shards"))
+        self._train, self._val = opened.train, opened.val
+        self._grid, self._total_samples = opened.course.grid, opened.course.total_samples
 
     def _first_batch(self) -> Any:
         return next(self._train.stream([CellRequest(0, self._grid.cell_samples(0, 0))]))

@@ -15,7 +15,6 @@ from starlette.concurrency import run_in_threadpool
 
 from paceline import versions
 from paceline.errors import Conflict, Expired, InvalidSpec
-from paceline.grid import Grid
 from paceline.master import ledger
 from paceline.master.context import Master, The, TheCaller, allow
 from paceline.master.feed import FeedEvent
@@ -297,9 +296,7 @@ def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
     num_samples = row.training.get("train_samples") or submission.facts.train_samples
     if not commits or not num_samples:
         return []
-    options = submission.options
-    grid = Grid(num_samples, options.batch_size, options.microbatches, options.drop_last, options.seed)
-    return ledger.per_epoch(commits, grid)
+    return ledger.per_epoch(commits, submission.options.grid(num_samples))
 
 
 @router.get("/{job_id}/workers")
