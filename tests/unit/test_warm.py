@@ -43,7 +43,7 @@ class Scene:
             finally:
                 running.cancel()
                 self.warm.close()
-                await until(lambda: not any("forkserver" in " ".join(child.cmdline()) for child in alive_children()))
+                await until(lambda: not servers())
 
         with self.listening:
             asyncio.run(playing())
@@ -54,8 +54,9 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def alive_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+def servers() -> list[psutil.Process]:
+    alive = (child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE)
+    return [child for child in alive if "forkserver" in " ".join(child.cmdline())]
 
 
 def gone(pid: int) -> bool:
@@ -94,7 +95,7 @@ def test_workers_end_with_their_server_and_one_asked_for_meanwhile_starts_in_the
 
 
 def test_a_calibration_tells_a_speed_and_leaves_no_process(tmp_path: Path) -> None:
-    scene, others = Scene(tmp_path), descendants()  # such as what multiprocessing keeps for other tests
+    scene = Scene(tmp_path)
 
     async def act() -> None:
         speed = await scene.warm.calibrate("cpu")
@@ -102,7 +103,8 @@ def test_a_calibration_tells_a_speed_and_leaves_no_process(tmp_path: Path) -> No
         assert 1e8 < speed < 1e13
         assert await scene.warm.calibrate("cuda:99") is None  # such a device is on no machine: it says so, and goes on
         assert scene.pids == scene.statuses == {}
-        await until(lambda: descendants() == others + 1)  # the server alone
+        (server,) = servers()
+        await until(lambda: server.children(recursive=True) == [])
 
     scene.play(act)
 
@@ -119,7 +121,3 @@ def test_the_start_of_a_worker_ends_a_calibration(tmp_path: Path) -> None:
         assert "one" not in scene.statuses
 
     scene.play(act)
-
-
-def descendants() -> int:
-    return len(psutil.Process().children(recursive=True))
