@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paceline.errors import InvalidSpec, invalid_spec
-from paceline.spec import PackageRef, Resources, Versions
+from paceline.spec import AskedResources, PackageRef, Resources, Versions
 from paceline.stop import Count, for_callers
 
 MAX_RESTARTS = 1000
@@ -34,7 +34,7 @@ class ScriptFields(BaseModel):
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = 0
     env: dict[str, str] = {}
     threads: Count = 1
-    resources: Resources = Resources()
+    resources: AskedResources = Resources()
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     name: str | None = Field(default=None, max_length=200)
 
@@ -45,11 +45,6 @@ class ScriptFields(BaseModel):
         if path.is_absolute() or ".." in path.parts or path == PurePosixPath("."):
             raise ValueError(f"outputs={value!r} is no folder inside the project; write e.g. 'outputs'")
         return value
-
-    @field_validator("resources", mode="before")
-    @classmethod
-    def _auto_is_no_wish(cls, value: Any) -> Any:
-        return Resources() if value == "auto" or value is None else value
 
     @field_validator("env")
     @classmethod

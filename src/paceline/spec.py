@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -80,6 +81,13 @@ class Resources(BaseModel):
         return parse_bytes(value) if isinstance(value, str) else value
 
 
+def _auto_is_no_wish(value: Any) -> Any:
+    return Resources() if value == "auto" or value is None else value
+
+
+AskedResources = Annotated[Resources, BeforeValidator(_auto_is_no_wish)]  # "auto": the master's choice
+
+
 class Keep(BaseModel):
     """Which model is delivered: the last one, or the one with the best value of a metric."""
 
@@ -115,7 +123,7 @@ class PlainFields(BaseModel):
     keep: str = "last"
     eval_every: Count | None = None
     checkpoint_every: Count | None = None
-    resources: Resources = Resources()
+    resources: AskedResources = Resources()
     sync: Literal["auto", "exact", "sharded", "local"] = "auto"
     reproducible: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
@@ -123,11 +131,6 @@ class PlainFields(BaseModel):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     name: str | None = Field(default=None, max_length=200)
-
-    @field_validator("resources", mode="before")
-    @classmethod
-    def _auto_is_no_wish(cls, value: Any) -> Any:
-        return Resources() if value == "auto" or value is None else value
 
     @field_validator("keep")
     @classmethod
