@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from paceline.master.links import Links
+from paceline.master.lives import AnySubmission
 from paceline.master.profiles import kind_of
 from paceline.master.store import Store
 from paceline.measured import Measured, Profile
 from paceline.script import ScriptSubmission
-from paceline.spec import Submission
 
 
 class Knowledge:
@@ -24,9 +25,16 @@ class Knowledge:
     def note(self, kind: str, profile: Profile) -> None:
         self._profiles[kind][profile.hardware_class, profile.device] = profile
 
-    def of(self, submission: Submission | ScriptSubmission) -> Measured:
+    def of(self, submission: AnySubmission) -> Measured:
         """All that was measured for such a job; of a script, links alone."""
+        return Measured(profiles=self._learned(submission), links=self.links.known())
+
+    def of_each(self, submissions: Mapping[str, AnySubmission]) -> dict[str, Measured]:
+        """The same of each, with the links looked up once for all of them."""
+        links = self.links.known()
+        return {name: Measured(profiles=self._learned(sent), links=links) for name, sent in submissions.items()}
+
+    def _learned(self, submission: AnySubmission) -> tuple[Profile, ...]:
         if isinstance(submission, ScriptSubmission):
-            return Measured(links=self.links.known())
-        profiles = self._profiles.get(kind_of(submission), {}).values()
-        return Measured(profiles=tuple(profiles), links=self.links.known())
+            return ()
+        return tuple(self._profiles.get(kind_of(submission), {}).values())

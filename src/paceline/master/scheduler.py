@@ -159,7 +159,7 @@ class Scheduler:
     async def _decisions(self, waiting: list[WaitingJob], jobs: Mapping[str, AnyJob]) -> list[Decision]:
         """By the policy, beside the loop: on thousands of nodes it takes a while."""
         now = time.monotonic()
-        known = {job.id: self._knowledge.of(jobs[job.id].submission) for job in waiting}
+        known = self._knowledge.of_each({job.id: jobs[job.id].submission for job in waiting})
         place = planner_of(jobs, known, now)
         seen = waiting, self._running(now), self._cluster.nodes(), dict(self._usage), self._policy, place
         return await asyncio.to_thread(decide, *seen)
