@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import Unplaceable
@@ -331,7 +331,11 @@ def test_every_job_starts_however_large_or_low_it_is(arrivals: list[tuple[float,
     assert len(simulation.starts) == len(arrivals)
 
 
+ENDS_AT_ONCE = [("small", 1, 1.0), ("small too", 1, 1.0), ("large", 7, 1.0), ("beside", 1, 1.0), ("after", 2, 2.0)]
+
+
 @settings(max_examples=40)
+@example([(0.0, Asked(name, workers, seconds)) for name, workers, seconds in ENDS_AT_ONCE])
 @given(traces(most_priority=0, spread_s=0, users=["ann"]))
 def test_where_predictions_hold_nobody_of_one_user_starts_later_than_first_told(
     arrivals: list[tuple[float, Asked]],

@@ -57,8 +57,11 @@ class Timeline:
         return give(self.nodes, (hold for end in self.ends[:count] for hold in end.holds))
 
     def joined(self, end: End) -> Timeline:
-        """The same, with one more job on its places until its end; as it is, where that comes before `now`."""
-        if end.at < self.now:
+        """The same, with one more job on its places until its end; as it is, where that has come when it begins.
+
+        From now itself on it holds them whatever is foretold: its end is known when it has come.
+        """
+        if 0.0 < self.now >= end.at:
             return self
         return Timeline.of(take(self.nodes, end.holds), (*self.ends, end), self.now)
 
