@@ -77,8 +77,12 @@ def end_all_workers(job: pl.Job, after: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "damaged"),
-    [(flip_a_byte, 1), (cut_short, 1), (Path.unlink, 1), (flip_a_byte, 2)],
-    ids=["other bytes", "too short", "gone", "both"],
+    [
+        pytest.param(flip_a_byte, 1, id="other bytes"),
+        pytest.param(cut_short, 1, id="too short", marks=pytest.mark.slow),
+        pytest.param(Path.unlink, 1, id="gone", marks=pytest.mark.slow),
+        pytest.param(flip_a_byte, 2, id="both"),
+    ],
 )
 def test_a_damaged_checkpoint_costs_steps_and_neither_the_model_nor_the_ledger(
     master: pl.Client, folder: Path, reference: pl.Result, damage: Callable[[Path], None], damaged: int

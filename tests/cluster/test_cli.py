@@ -237,6 +237,7 @@ def test_train_for_people_shows_curve_digest_and_file_and_gives_the_same_model_o
     assert model_digest(shell.folder / f"{newest['id']}.safetensors") == trained["digest"]
 
 
+@pytest.mark.slow
 def test_options_override_the_fields_of_the_file(shell: Shell, trained: dict[str, Any]) -> None:
     told = shell.json(
         "train", "job.py", "--max-epochs", "1", "--batch-size", "100", "--seed", "3", "-o", "x.safetensors"
@@ -315,6 +316,7 @@ def workers_of(shell: Shell, job_id: str) -> list[str]:
     return [worker["node_id"] for worker in (shell.json("job", job_id)["plan"] or {"workers": []})["workers"]]
 
 
+@pytest.mark.slow
 def test_scale_changes_the_number_of_workers_and_is_refused_where_it_can_not(shell: Shell, up: dict[str, Any]) -> None:
     job_id = shell.json("train", "endless.py", "--detach", "--workers", "1")["id"]
     told = shell.json("scale", job_id, "2")

@@ -73,7 +73,7 @@ def step(model: Any, batch: Any) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(model["net"](batch[0]), batch[1])
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_lightning_module_trains_as_it_is_to_the_digest_of_the_same_by_hand(client: pl.Client, workers: int) -> None:
     job = client.train(
         Classifier(), Digits(), metrics=["val_acc"], stop=pl.MaxEpochs(3), microbatches=8,

@@ -17,7 +17,7 @@ from paceline.settings import MasterSettings
 from helpers import running_master, wait_until
 from workloads import Cnn, spec
 
-LONG = {"model": partial(Cnn, 16), "stop": pl.MaxEpochs(12), "batch_size": 48, "checkpoint_every": 25}
+LONG = {"model": partial(Cnn, 16), "stop": pl.MaxEpochs(6), "batch_size": 48, "checkpoint_every": 25}
 
 
 def test_a_killed_master_finds_its_job_again_and_ends_it_with_the_same_digest(

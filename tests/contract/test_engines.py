@@ -13,13 +13,19 @@ import paceline as pl
 from helpers import wait_until
 from workloads import Cnn, spec
 
-LONG = {"stop": pl.MaxEpochs(12), "checkpoint_every": 20, "batch_size": 32}
+LONG = {"stop": pl.MaxEpochs(5), "checkpoint_every": 20, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
 def reference(client: pl.Client) -> str:
     """The digest of the short job on one worker of another master."""
     return client.submit(spec(workers=1)).result(timeout=120).digest
+
+
+@pytest.fixture(scope="module")
+def long_reference(client: pl.Client) -> str:
+    """The digest of the long job, likewise."""
+    return client.submit(spec(seeded_cnn, workers=1, **LONG)).result(timeout=120).digest
 
 
 def seeded_cnn() -> Cnn:
@@ -40,28 +46,26 @@ def test_workers_beyond_one_node_spread_over_both(cluster: pl.Client) -> None:
     assert result.ledger == [{"epoch": 0, "expected": 1437, "committed": 1437, "twice": 0}]
 
 
-def test_a_killed_worker_costs_neither_the_digest_nor_a_sample(cluster: pl.Client, client: pl.Client) -> None:
-    expected = client.submit(spec(seeded_cnn, workers=1, **LONG)).result(timeout=120).digest
+def test_a_killed_worker_costs_neither_the_digest_nor_a_sample(cluster: pl.Client, long_reference: str) -> None:
     job = cluster.submit(spec(seeded_cnn, workers=2, **LONG))
     wait_until(lambda: any(worker["last_step"] >= 60 for worker in job.workers()))
     os.kill(job.workers()[1]["pid"], signal.SIGKILL)
     result = job.result(timeout=120)
-    assert result.digest == expected
+    assert result.digest == long_reference
     assert {(row["committed"] - row["expected"], row["twice"]) for row in result.ledger} == {(0, 0)}
     lost = [event for event in job.events() if event.kind == "worker_lost"]
     assert len(lost) == 1
     assert "signal 9" in lost[0].data["reason"]
 
 
-def test_a_killed_agent_takes_its_workers_and_the_job_goes_on(cluster: pl.Client, client: pl.Client) -> None:
-    expected = client.submit(spec(seeded_cnn, workers=1, **LONG)).result(timeout=120).digest
+def test_a_killed_agent_takes_its_workers_and_the_job_goes_on(cluster: pl.Client, long_reference: str) -> None:
     job = cluster.submit(spec(seeded_cnn, workers=1, **LONG))
     wait_until(lambda: any(worker["last_step"] >= 60 for worker in job.workers()))
     worker = psutil.Process(job.workers()[0]["pid"])
     agent = worker.parent().parent()
     assert "paceline.engine.agent" in " ".join(agent.cmdline())
     agent.kill()
-    assert job.result(timeout=120).digest == expected
+    assert job.result(timeout=120).digest == long_reference
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
