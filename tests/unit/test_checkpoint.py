@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from paceline.training.checkpoint import load_training, save_training, training_tensors
+from paceline.training.checkpoint import Snapshot, load_training, save_training
 
 
 def trained(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -31,7 +31,7 @@ def test_a_channels_last_model_goes_on_from_a_checkpoint_with_the_bits_and_strid
     fresh = copy.deepcopy(model)
     optimizer, again = make(model.parameters()), make(fresh.parameters())
     trained(model, optimizer, 3)
-    save_training(*training_tensors(model, optimizer, None), tmp_path / "file")
+    save_training(*Snapshot().take(model, optimizer, None), tmp_path / "file")
     load_training(tmp_path / "file", fresh, again)
     for mine, theirs in zip(model.parameters(), fresh.parameters(), strict=True):
         assert theirs.stride() == mine.stride()
@@ -42,3 +42,20 @@ def test_a_channels_last_model_goes_on_from_a_checkpoint_with_the_bits_and_strid
     trained(model, optimizer, 2)
     trained(fresh, again, 2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_snapshot_lies_in_the_memory_of_the_one_before_and_holds_the_values_of_its_moment() -> None:
+    model = torch.nn.Linear(6, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    snapshot, states = Snapshot(), []
+    for steps in (1, 2):
+        for _ in range(steps):
+            model(torch.ones(2, 6)).sum().backward()
+            optimizer.step()
+        tensors, _ = snapshot.take(model, optimizer, None)
+        torch.nn.init.zeros_(model.bias)
+        states.append({name: (value.data_ptr(), value.clone()) for name, value in tensors.items()})
+    first, second = states
+    assert {name: at for name, (at, _) in first.items()} == {name: at for name, (at, _) in second.items()}
+    assert second["model/bias"][1].abs().min() > 0
+    assert float(second["optim/0/step"][1]) == 3.0

@@ -40,27 +40,41 @@ def save_model(tensors: Tensors, path: Path) -> None:
     save_file(tensors, path)
 
 
-def training_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None
-) -> tuple[Tensors, dict[str, str]]:
-    """A copy of all that training needs to go on: (tensors, JSON metadata)."""
-    tensors = {f"model/{name}": value for name, value in model_tensors(model).items()}
-    tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
-    state = optimizer.state_dict()
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optim/{index}/{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    try:
-        meta = json.dumps({"groups": state["param_groups"], "scalars": scalars}, default=_scalar_tensor)
-    except TypeError as odd:
-        raise InvalidSpec(
-            f"the optimizer keeps state that can't be checkpointed: {odd}.", "Keep tensors, numbers, strings and lists."
-        ) from None
-    return tensors, {"optimizer": meta}
+class Snapshot:
+    """A copy on the CPU of all that training needs to go on. The next one is laid into the same memory."""
+
+    def __init__(self) -> None:
+        self._held: Tensors = {}
+
+    def take(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None
+    ) -> tuple[Tensors, dict[str, str]]:
+        """(tensors, JSON metadata); the tensors hold until the next one is taken. Those of the best model stay as they are."""
+        tensors = {f"model/{n}": self._copy(f"model/{n}", t) for n, t in tensors_only(model.state_dict()).items()}
+        tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
+        state = optimizer.state_dict()
+        scalars: dict[str, dict[str, Any]] = {}
+        for index, entries in state["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, torch.Tensor):
+                    name = f"optim/{index}/{key}"
+                    tensors[name] = self._copy(name, value)
+                else:
+                    scalars.setdefault(str(index), {})[key] = value
+        try:
+            meta = json.dumps({"groups": state["param_groups"], "scalars": scalars}, default=_scalar_tensor)
+        except TypeError as odd:
+            raise InvalidSpec(
+                f"the optimizer keeps state that can't be checkpointed: {odd}.",
+                "Keep tensors, numbers, strings and lists.",
+            ) from None
+        return tensors, {"optimizer": meta}
+
+    def _copy(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        held = self._held.get(name)
+        if held is None or held.shape != value.shape or held.dtype != value.dtype:
+            held = self._held[name] = torch.empty(value.shape, dtype=value.dtype)
+        return held.copy_(value.detach())
 
 
 def _scalar_tensor(value: Any) -> Any:
@@ -71,7 +85,7 @@ def _scalar_tensor(value: Any) -> Any:
 
 def training_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None) -> bytes:
     """The same as a safetensors file's bytes, for another worker."""
-    tensors, metadata = training_tensors(model, optimizer, best)
+    tensors, metadata = Snapshot().take(model, optimizer, best)
     return save(tensors, metadata=metadata)
 
 

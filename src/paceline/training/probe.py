@@ -23,7 +23,7 @@ from paceline.messages import Group, Probed, ProbeSetup
 from paceline.shards.data import Place
 from paceline.spec import Keep
 from paceline.training.batchnorm import BatchNormPool
-from paceline.training.checkpoint import model_tensors, training_tensors
+from paceline.training.checkpoint import Snapshot, model_tensors
 from paceline.training.data import CellRequest, to_device
 from paceline.training.evaluate import eval_cells, evaluate, is_stateful, share_of
 from paceline.training.exact import ExactTrainer
@@ -39,7 +39,6 @@ from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
 
 FULL_S, PART_S = 0.6, 0.15  # spent on whole steps of the grid, and on each smaller size
-CHECKPOINTS = 4  # taken to see what they leave of the memory
 MOST_STEP_S = 2.0  # of a step that is timed whole; of a longer one, as many microbatches as fit
 SMALLEST = 2  # samples: batch-norm can't train on one
 DOUBT = 0.25  # of the limit: what the spec's facts put below it runs without fake tensors first
@@ -241,15 +240,10 @@ class _Measurement:
             evaluate(self._program, self._val, size, first, self._watch)
         best = model_tensors(self._program.model) if self._keeps_best else None
         steps = self._stepping(self._grid.cell_size, cells)
-        until = time.perf_counter() + FULL_S
-        for at in range(CHECKPOINTS):  # what one leaves free is in pieces when the next needs it
-            copied = training_tensors(self._program.model, self._program.optimizer, best)
+        snapshot = Snapshot()
+        for _ in range(2):  # the second lies where the first did
+            snapshot.take(self._program.model, self._program.optimizer, best)
             next(steps)
-            self._memory.sample()
-            del copied
-            next(steps)
-            if at > 0 and time.perf_counter() > until:
-                break
 
     def _as_profile(
         self, cells: tuple[CellTime, ...], steps: list[StepTime], took: Footprint, timed_cells: int, built_s: float

@@ -22,13 +22,13 @@ from paceline.messages import (
 )
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.checkpoint import (
+    Snapshot,
     Tensors,
     load_training,
     model_tensors,
     save_model,
     save_training,
     training_bytes,
-    training_tensors,
 )
 from paceline.training.data import Source
 from paceline.training.evaluate import evaluate, share_of
@@ -55,6 +55,7 @@ class Replica:
         self._group: tuple[WorkerGroup, ExactTrainer] | None = None
         self._left: list[WorkerGroup] = []  # groups given up: their threads may still wait inside torch
         self._given_up: dict[str, threading.Event] = {}
+        self._snapshot = Snapshot()
         self._writing: threading.Thread | None = None
 
     @property
@@ -152,8 +153,8 @@ class Replica:
         if self._around.setup.rank != order.group.members[0]:
             return
         if self._writing is not None:
-            self._writing.join()
-        tensors, metadata = training_tensors(self._program.model, self._program.optimizer, self._best)
+            self._writing.join()  # what it writes lies where the next snapshot will
+        tensors, metadata = self._snapshot.take(self._program.model, self._program.optimizer, self._best)
         work = threading.Thread(
             target=self._write, args=(order.from_step, tensors, metadata), name="checkpoint", daemon=True
         )
