@@ -49,7 +49,7 @@ class Snapshot:
     def take(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None
     ) -> tuple[Tensors, dict[str, str]]:
-        """(tensors, JSON metadata); the tensors hold until the next one is taken. Those of the best model stay as they are."""
+        """(tensors, JSON metadata); the tensors hold until the next one is taken; the best model is not copied."""
         tensors = {f"model/{n}": self._copy(f"model/{n}", t) for n, t in tensors_only(model.state_dict()).items()}
         tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
         state = optimizer.state_dict()
