@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from _alone import adopt_orphans, python, run_alone
+from _alone import ContestantFailed, adopt_orphans, python, run_alone
 from _harness import RESULTS, Aim, Report, console, record
 
 TIMEOUT_S = 120
@@ -80,7 +80,11 @@ def main() -> int:
         runs[method].append(run(method, 1))
     for repeat in range(options.repeats):
         for workers in options.workers:
-            found = run_all(workers, repeat)
+            try:
+                found = run_all(workers, repeat)
+            except ContestantFailed as failed:
+                report.notes.append(f"repeat {repeat + 1} on {workers} workers is left out: {failed}")
+                continue
             keep(report, workers, found)
             for method, result in found.items():
                 runs[method].append(result)

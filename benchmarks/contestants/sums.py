@@ -15,7 +15,7 @@ from paceline.grid import Grid
 from paceline.messages import Group
 from paceline.shares import split_evenly
 from paceline.training.exchange import GradientExchange
-from paceline.training.group import WorkerGroup
+from paceline.training.group import PendingRows, WorkerGroup
 from paceline.training.monitor import Monitor
 
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -65,7 +65,7 @@ class Tree:
             losses[cell - first] = self._cells.backward(step, cell)
             self._exchange.cell_done(cell)
         self._exchange.send_rest()
-        losses = self._workers.gather_rows(losses, [end - first for first, end in self._workers.shares])
+        losses = PendingRows(self._workers, losses, [end - first for first, end in self._workers.shares]).all()
         return float(losses.sum()), self._exchange.total()
 
 
@@ -97,7 +97,7 @@ class FixedPoint:
             rows[cell - first, 0] = self._cells.backward(step, cell)
             rows[cell - first, 1:] = self._exchange.cell_done(cell)
         self._exchange.send_rest()
-        return self._workers.gather_rows(rows, [end - first for first, end in self._workers.shares])
+        return PendingRows(self._workers, rows, [end - first for first, end in self._workers.shares]).all()
 
 
 class Ddp:

@@ -16,7 +16,7 @@ from paceline.training.data import to_device
 from paceline.training.diagnose import diagnose
 from paceline.training.exchange import GradientExchange
 from paceline.training.gradients import CellAccumulator
-from paceline.training.group import WorkerGroup
+from paceline.training.group import PendingRows, WorkerGroup
 from paceline.training.mode import Course
 from paceline.training.monitor import Monitor
 from paceline.training.program import Program
@@ -71,8 +71,9 @@ class ExactTrainer:
         self._exchange.send_rest()
         rows[:1, NORM] = self._exchange.norm()
         counts = [end - first for first, end in shares]
-        rows = self._group.gather_rows(rows, counts)
-        gradients = self._exchange.total()
+        everyone = PendingRows(self._group, rows, counts)
+        gradients = self._exchange.total()  # shared while the rows are: to wait for these first would be one wait more
+        rows = everyone.all()
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
         if self._group.world == 1:
             rows[:1, NORM] = norm

@@ -107,18 +107,6 @@ class WorkerGroup:
                 if self._given_up.is_set():
                     raise LostPeer("the master gave the group up") from None
 
-    def gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """All workers' rows, in their order. rows: this one's, float64 on the CPU, shape (counts[place], width)."""
-        if self.world == 1:
-            return rows
-        most = max(counts)
-        padded = torch.zeros(most, rows.shape[1], dtype=torch.float64, device=self.device)
-        padded[: len(rows)] = rows
-        everyone = padded.new_empty(self.world * most, rows.shape[1])
-        with self._exchange():
-            self._wait(self.peers._allgather_base(everyone, padded))
-        return torch.cat([everyone[at * most : at * most + count] for at, count in enumerate(counts)]).cpu()
-
     def broadcast(self, data: bytes | None, source: int) -> bytes:
         """The source rank's bytes, on every member; `data` is read there only."""
         root = self.members.index(source)
@@ -168,6 +156,28 @@ class PendingSum:
         """The same bits on every worker, shape (length,); call once `join` has returned."""
         self._workers.wait(self._work)
         return self._total
+
+
+class PendingRows:
+    """All workers' rows, under way. rows: this one's, float64 on the CPU, shape (counts[place], width)."""
+
+    def __init__(self, workers: WorkerGroup, rows: torch.Tensor, counts: Sequence[int]) -> None:
+        self._workers, self._rows, self._counts = workers, rows, counts
+        if workers.world == 1:
+            return
+        padded = torch.zeros(max(counts), rows.shape[1], dtype=torch.float64, device=workers.device)
+        padded[: len(rows)] = rows
+        self._everyone = padded.new_empty(workers.world * len(padded), rows.shape[1])
+        with _peers_may_fail():
+            self._work = workers.peers._allgather_base(self._everyone, padded)
+
+    def all(self) -> torch.Tensor:
+        """In the workers' order."""
+        if self._workers.world == 1:
+            return self._rows
+        self._workers.wait(self._work)
+        parts = self._everyone.chunk(self._workers.world)
+        return torch.cat([rows[:count] for rows, count in zip(parts, self._counts, strict=True)]).cpu()
 
 
 def _process_group(group: Group, mine: WorkerGroup) -> Any:
