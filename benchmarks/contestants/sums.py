@@ -65,8 +65,9 @@ class Tree:
             losses[cell - first] = self._cells.backward(step, cell)
             self._exchange.cell_done(cell)
         self._exchange.send_rest()
-        losses = PendingRows(self._workers, losses, [end - first for first, end in self._workers.shares]).all()
-        return float(losses.sum()), self._exchange.total()
+        everyone = PendingRows(self._workers, losses, [end - first for first, end in self._workers.shares])
+        total = self._exchange.total()
+        return float(everyone.all().sum()), total
 
 
 class FixedPoint:
