@@ -123,6 +123,25 @@ def test_a_killed_worker_and_all_of_them_cost_neither_losses_nor_samples(cluster
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["local"], indirect=True)
+def test_a_killed_worker_costs_the_steps_since_the_last_copies_and_no_checkpoint_is_read(cluster: pl.Client) -> None:
+    """No checkpoint is written before the end: all that is left lies in the nodes' memory."""
+    long = {**LONG, "checkpoint_every": 10_000}
+    expected = cluster.submit(sharded(builder, 3, **long)).result(timeout=180)
+    job = cluster.submit(sharded(builder, 3, **long))
+    assert "copies of shards" in job.plan.summary
+    wait_until(lambda: any(worker["last_step"] >= 25 for worker in job.workers()), 120)
+    os.kill(job.workers()[1]["pid"], signal.SIGKILL)
+    result = job.result(timeout=180)
+    assert_same_course(result, expected)
+    events = job.events()
+    assert not [event for event in events if event.kind == "checkpoint"]
+    (resumed,) = [event.data for event in events if event.kind == "resumes"]
+    assert resumed["step"] > 0
+    assert len(resumed["nodes"]) == 2
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_cut_anew_for_more_and_for_fewer_workers(client: pl.Client) -> None:
     """From two workers to three, and to one, with the best model so far on the way."""
     long = {**LONG, "keep": "best:val_loss", "optimizer": CALM}
