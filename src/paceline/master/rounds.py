@@ -341,7 +341,7 @@ def _order_training(job: Job, state: Running, now: float) -> Outcome:
     )
     if copying:
         marked = training.model_copy(update={"unmarked_best": False})
-        state = replace(state, copying=marked, copied=frozenset(), copied_at=now)
+        state = replace(state, copying=marked, copied=frozenset(), copied_at=now, copy_s=0.0)
     if checkpoint:
         marked = training.model_copy(update={"unmarked_best": False})
         state = replace(state, pending=marked, checkpointed_at=now)
