@@ -125,6 +125,7 @@ class Agent:
             with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
                 await self._serve_once()
             self._end_workers(lambda _: True)
+            self._copies.clear()  # to the master, this node is lost, and what it kept
             self._outgoing = asyncio.Queue()
             await asyncio.sleep(REDIAL_AFTER_S)
             log.info("redialling", master=self._url)

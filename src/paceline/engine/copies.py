@@ -31,6 +31,11 @@ class Folder:
     def of_job(self, job_id: str) -> Path:
         return self._path / job_id
 
+    def clear(self) -> None:
+        """Remove what jobs keep here."""
+        for path in self._path.glob("*"):
+            shutil.rmtree(path, ignore_errors=True)  # of the lock, a file, this removes nothing
+
     def close(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
 

@@ -21,7 +21,7 @@ from paceline.master.lives import AnyJob, AnySubmission
 from paceline.master.models import JobRow
 from paceline.master.placing import check_quota
 from paceline.master.scheduler import Scheduler
-from paceline.master.states import Answer, AttemptEnded, Event, Lost, NodeDraining, Planning
+from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Planning
 from paceline.master.store import Store
 from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
 from paceline.plan import Plan
@@ -182,7 +182,8 @@ class Controller:
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id]
             self.scheduler.forget(job.id)
-            self._cluster.forget(job.id)
+            if not isinstance(job, Job) or job.submission.options.sync == "sharded":  # others leave nothing behind
+                self._cluster.forget(job.id)
 
     def _hold(self, job: AnyJob) -> None:
         """While a job's model is measured, the places that it will likely get are nobody else's."""
@@ -228,6 +229,8 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
+            case states.Forget():
+                self._cluster.forget(job.id)
             case states.Learn(kind, profile):
                 self._knowledge.note(kind, profile.model_copy(update={"at": time.time()}))
             case states.Quarantine(node_id, reason):

@@ -30,7 +30,8 @@ def order(job: Job, state: Running) -> CopyOrder:
 
 def copied(job: Job, state: Running, rank: int, message: Copied) -> Outcome:
     """Copies count once every member has said so; then the ones before them count no more."""
-    assert state.copying is not None
+    training = state.copying
+    assert training is not None
     if message.error is not None:
         job = replace(job, state=replace(state, copying=None, copies_failed=True))
         return job, [Record("warning", message.error)]
@@ -40,5 +41,5 @@ def copied(job: Job, state: Running, rank: int, message: Copied) -> Outcome:
         return replace(job, state=state), []
     workers = Counter(state.workers[rank].placement.node_id for rank in state.members)
     each = state.plan.sharding.copy_bytes // GENERATIONS if state.plan.sharding else 0
-    copies = Copies(state.copying.step, state.copying, {node: count * each for node, count in workers.items()})
+    copies = Copies(training.step, training, {node: count * each for node, count in workers.items()})
     return replace(job, copies=copies, state=replace(state, copying=None)), []

@@ -12,6 +12,7 @@ from paceline.master.states import (
     Discard,
     Enqueue,
     Failed,
+    Forget,
     Job,
     Live,
     Outcome,
@@ -69,7 +70,8 @@ def recover(job: Job, reason: str, now: float) -> Outcome:
 def park(job: Job, reason: str, now: float) -> Outcome:
     """Leave the nodes to another job: what is committed is in the checkpoint, and the next attempt goes on from it."""
     job = replace(_stop_clock(job, now), state=Recovering(reason), fruitless=max(0, job.fruitless - 1))
-    return job, [state_record(job), StopWorkers(job.attempt)]
+    forget: list[Command] = [Forget()] if job.submission.options.sync == "sharded" else []  # others get that memory
+    return replace(job, copies=None), [state_record(job), StopWorkers(job.attempt), *forget]
 
 
 def fall_back(job: Job, reason: str, now: float) -> Outcome:

@@ -523,6 +523,11 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Nothing of the job is to stay on the nodes, once its workers there have ended."""
+
+
+@dataclass(frozen=True)
 class Learn:
     """What a kind of job costs, for the plans of this job and of later ones."""
 
@@ -547,6 +552,17 @@ class Record:
 
 
 Command = (
-    Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Learn | Quarantine | Record
+    Enqueue
+    | StartWorkers
+    | Send
+    | StopWorkers
+    | SetTimer
+    | Commit
+    | RollBack
+    | Discard
+    | Forget
+    | Learn
+    | Quarantine
+    | Record
 )
 Outcome = tuple[Job, list[Command]]

@@ -95,7 +95,7 @@ class Copies:
     def _deliver(self, posts: Iterable[Post]) -> None:
         """All members at once, each its own part, straight between the files. Raises LostPeer, OSError."""
         place, beside = self._group.place, self._group.beside
-        works, parts = [], []
+        works, parts = list[Any](), []
         for path, nbytes, giver, taker in posts:
             if giver == place:
                 works.append(dist.isend(_mapped(path, nbytes), group_dst=taker, group=beside))
