@@ -45,6 +45,17 @@ class ModelFile(Message):
     nbytes: int
 
 
+class CopyOrder(Message):
+    """Copy every member's shard of this commit into nodes' memory; say Copied once it is there.
+
+    to: by place, the place that also gets it, the member's own where there is no other node. kept: the step whose
+    copies still count; all older ones go.
+    """
+
+    to: tuple[int, ...]
+    kept: int | None = None
+
+
 class Group(Message):
     """The workers that train together, by rank, each with its share. The first serves the store at host and port.
 
@@ -62,7 +73,10 @@ class Group(Message):
 
 
 class Setup(Message):
-    """Build everything; answer with Ready. sharding: the worker holds a shard of the model, once its group is known."""
+    """Build everything; answer with Ready. sharding: the worker holds a shard of the model, once its group is known.
+
+    copies: the step whose copies in nodes' memory are to be loaded, instead of a checkpoint.
+    """
 
     kind: Literal["setup"] = "setup"
     submission: Submission
@@ -70,6 +84,14 @@ class Setup(Message):
     device: str
     checkpoint: CheckpointRef | None = None
     sharding: Sharding | None = None
+    copies: int | None = None
+
+    @property
+    def from_step(self) -> int:
+        """What is loaded is the state after so many steps."""
+        if self.copies is not None:
+            return self.copies
+        return self.checkpoint.step if self.checkpoint else 0
 
 
 class ProbeSetup(Message):
@@ -95,6 +117,7 @@ class TrainRound(Message):
     to_step: int
     mark_best: bool = False
     checkpoint: bool = False
+    copy_shards: CopyOrder | None = None
     behind: tuple[int, ...] = ()
     source: int | None = None
     trusted_step: int | None = None
@@ -322,6 +345,15 @@ class CheckpointWritten(Message):
     checkpoint: CheckpointRef
 
 
+class Copied(Message):
+    """This member's shard is where the order wanted it. seconds: that training stood still. error: why it is not."""
+
+    kind: Literal["copied"] = "copied"
+    step: int
+    seconds: float
+    error: dict[str, Any] | None = None
+
+
 class Warned(Message):
     """Something went wrong that training survives, such as a checkpoint that could not be stored."""
 
@@ -408,6 +440,7 @@ FromWorker = Annotated[
     | Saved
     | Progressed
     | CheckpointWritten
+    | Copied
     | Warned
     | WorkerFailed
     | PeerLost
@@ -491,8 +524,8 @@ ToAgent = Annotated[
 class AgentHello(Message):
     """First message of an agent. identity: one that comes again has it again, and no other; "" for one without.
 
-    machine_cores: of which it offers `cores`; 0 where it does not tell. price: of the node's hour. speed: as far as it
-    is measured.
+    machine_cores: of which it offers `cores`; 0 where it does not tell. tmpfs: bytes free in its file
+    system in memory. price: of the node's hour. speed: as far as it is measured.
     """
 
     kind: Literal["agent_hello"] = "agent_hello"
@@ -504,6 +537,7 @@ class AgentHello(Message):
     cores: int
     machine_cores: int = 0
     memory: int
+    tmpfs: int = 0
     devices: tuple[Device, ...] = ()
     price: NonNegativeFloat = 0.0
     speed: tuple[Calibration, ...] = ()

@@ -27,7 +27,9 @@ class Node(BaseModel):
     load: of the cores, so many cores' worth of time goes to others than this master's workers, lately.
     quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of one core
     ("cpu") and of each device ("cuda:0", "mps").
-    price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing.
+    price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing. tmpfs: bytes of its file system in
+    memory, which count as memory too. kept: of it, what the job that is
+    planned left there in its last attempt; it counts as free.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +41,8 @@ class Node(BaseModel):
     hardware_class: str
     cores: int
     memory: int
+    tmpfs: int = 0
+    kept: int = 0
     devices: tuple[Device, ...] = ()
     free_cores: int
     free_memory: int
@@ -176,7 +180,8 @@ class Sharding(BaseModel):
     """How far a sharded job's memory is saved. microbatches: of its grid; more of them are smaller ones.
 
     recompute: activations are computed again in backward, unit by unit. offload: where the device is an accelerator,
-    parameters' shards, gradients and optimizer state wait in the host's memory.
+    parameters' shards, gradients and optimizer state wait in the host's memory. copy_bytes: of each worker, that copies
+    of its shard take in nodes' memory; 0 where none are made.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -184,6 +189,7 @@ class Sharding(BaseModel):
     microbatches: int
     recompute: bool = False
     offload: bool = False
+    copy_bytes: int = 0
 
 
 class Plan(BaseModel):

@@ -6,15 +6,17 @@ import json
 import os
 import signal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
 
 import paceline as pl
 
-from helpers import wait_until
+from helpers import running_master, wait_until
 from workloads import Cnn, Transformer, spec
 
 CLOSE = 2e-3
@@ -120,6 +122,49 @@ def test_a_killed_worker_and_all_of_them_cost_neither_losses_nor_samples(cluster
         resumed = [event.data for event in job.events() if event.kind == "attempt_lost"]
         assert len(resumed) == 1
         assert job.info()["attempt"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["local"], indirect=True)
+def test_a_killed_worker_costs_the_steps_since_the_last_copies_and_no_checkpoint_is_read(cluster: pl.Client) -> None:
+    """No checkpoint is written before the end: all that is left lies in the nodes' memory."""
+    long = {"stop": pl.MaxEpochs(2), "eval_every": 15, "checkpoint_every": 10_000}
+    expected = cluster.submit(sharded(builder, 1, **long)).result(timeout=180)
+    job = cluster.submit(sharded(builder, 3, **long))
+    assert "hold copies of shards" in job.plan.summary
+    wait_until(lambda: any(worker["last_step"] >= 12 for worker in job.workers()), 120)
+    os.kill(job.workers()[1]["pid"], signal.SIGKILL)
+    result = job.result(timeout=180)
+    assert_same_course(result, expected)
+    events = list(job.events())
+    assert not [event for event in events if event.kind == "checkpoint"]
+    (resumed,) = [event.data for event in events if event.kind == "resumes"]
+    assert resumed["step"] > 0
+    assert len(resumed["nodes"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [1, 2])
+def test_a_lost_node_costs_the_steps_since_the_copies_and_two_neighbours_those_since_the_checkpoint(
+    gone: int, tmp_path: Path
+) -> None:
+    """Of three nodes with a shard each: what one held, its neighbour has; of two neighbours, one shard is nowhere."""
+    long = {"stop": pl.MaxEpochs(3), "eval_every": 15, "checkpoint_every": 20}
+    with running_master(tmp_path, agents=3, cores=4) as client:
+        wait_until(lambda: len(client.nodes()) == 3)
+        expected = client.submit(sharded(builder, 1, **long)).result(timeout=180)
+        job = client.submit(sharded(builder, 3, **long))
+        wait_until(lambda: any(worker["last_step"] >= 32 for worker in job.workers()), 120)
+        agents = [psutil.Process(worker["pid"]).parent().parent() for worker in job.workers()]
+        for agent in agents[:gone]:
+            agent.kill()
+        result = job.result(timeout=180)
+        assert_same_course(result, expected)
+        events = list(job.events())
+    (resumed,) = [event.data for event in events if event.kind == "resumes"]
+    assert resumed["step"] > 20
+    lost = [(event.data["step"], event.data["resumes_from"]) for event in events if event.kind == "copies_lost"]
+    assert lost == ([] if gone == 1 else [(resumed["step"], 20)])
 
 
 @pytest.mark.slow

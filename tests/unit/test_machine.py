@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.errors import NonFinite, UserCodeError
+from paceline.master.lives import next_plan
 from paceline.master.machine import resumed, step
 from paceline.master.rounds import waiting_for
 from paceline.master.states import (
@@ -53,12 +54,15 @@ from paceline.master.states import (
     Unplaced,
     Waiting,
 )
+from paceline.measured import Measured
 from paceline.messages import (
     Beat,
     Checked,
     CheckpointRef,
     CheckpointWritten,
     CheckRound,
+    Copied,
+    CopyOrder,
     Evaluated,
     EvaluateRound,
     Evidence,
@@ -80,10 +84,10 @@ from paceline.messages import (
 )
 from paceline.plan import Placement, Plan, Sharding
 from paceline.shares import split_evenly
-from paceline.spec import Submission
+from paceline.spec import Facts, Submission
 from paceline.stop import must_end, step_bound
 
-from builders import plan_of, submission
+from builders import GIB, node, plan_of, submission
 from simulated import Curves, SimulatedCluster, expected, grid_of
 
 
@@ -1062,10 +1066,10 @@ def test_a_job_scaled_during_its_start_trains_with_that_many_and_again_in_the_ne
     assert [rank for attempt, rank in cluster.started if attempt == 2][:3] == [0, 1, 2]
 
 
-def round_of(job: Job, commands: list[Command]) -> tuple[Job, list[Command]]:
+def round_of(job: Job, commands: list[Command], now: float = 1.0) -> tuple[Job, list[Command]]:
     """All members train the round that these commands ordered."""
     for rank, order in orders(commands).items():
-        job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
+        job, commands = step(job, Answer(1, rank, trained(order)), now)
     return job, commands
 
 
@@ -1410,6 +1414,96 @@ def test_a_lost_worker_ends_a_sharded_attempt_which_goes_on_from_its_checkpoint(
     job, _ = step(job, Planned(sharded_plan(3)), 4.0)
     job, commands = step(job, Answer(2, 2, WorkerHello(pid=1, address="a")), 4.0)
     assert orders(commands)[2].checkpoint == ref
+
+
+def copying_job() -> tuple[Job, list[Command]]:
+    """A job whose shards are copied, at the round after its first step."""
+    sent = submission(batch_size=4, sync="sharded", stop=pl.MaxSteps(50), val=False)
+    sharding = Sharding(microbatches=4, copy_bytes=8)
+    job, _ = step(Job(id="job", submission=sent), Planned(sharded_plan(3).model_copy(update={"sharding": sharding})), 0)
+    for rank in range(3):
+        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, commands = step(job, Answer(1, rank, ready()), 0.0)
+    return round_of(job, commands, now=2.0)
+
+
+def test_copies_count_once_all_members_have_said_so_and_go_to_the_next_node() -> None:
+    job, commands = copying_job()
+    assert {rank: order.copy_shards for rank, order in orders(commands).items()} == {
+        rank: CopyOrder(to=(1, 2, 0)) for rank in range(3)
+    }
+    for rank in range(3):
+        assert job.copies is None
+        job, _ = step(job, Answer(1, rank, Copied(step=1, seconds=0.1)), 2.0)
+    assert job.copies is not None
+    assert (job.copies.step, job.copies.nodes) == (1, {"n0": 4, "n1": 4, "n2": 4})
+    job, commands = round_of(job, commands, now=9.0)
+    assert orders(commands)[0].copy_shards == CopyOrder(to=(1, 2, 0), kept=1)
+
+
+def test_a_lost_worker_costs_the_steps_since_the_copies_and_without_them_those_since_the_checkpoint() -> None:
+    job, commands = copying_job()
+    for rank in range(3):
+        job, _ = step(job, Answer(1, rank, Copied(step=1, seconds=0.1)), 2.0)
+    job, _ = round_of(job, commands, now=2.5)
+    assert job.training.step > 1
+    job, _ = step(job, Lost(1, 1, "killed"), 3.0)
+    job, commands = step(job, AttemptEnded(1), 3.0)
+    assert RollBack(1) in commands
+    job, _ = step(job, Planned(sharded_plan(2)), 4.0)
+    for rank in range(2):
+        job, commands = step(job, Answer(2, rank, WorkerHello(pid=1, address="a")), 4.0)
+        assert (orders(commands)[rank].copies, orders(commands)[rank].checkpoint) == (1, None)
+        job, commands = step(job, Answer(2, rank, ready()), 4.0)
+    assert orders(commands)[0].from_step == 1
+    job, _ = step(job, Answer(2, 0, Unloadable(step=1, reason="a neighbour is gone too")), 5.0)
+    job, commands = step(job, AttemptEnded(2), 5.0)
+    assert RollBack(0) in commands
+    assert (job.copies, job.training.step) == (None, 0)
+
+
+def test_a_checkpoint_that_is_newer_than_the_copies_is_what_counts() -> None:
+    job, commands = copying_job()
+    for rank in range(3):
+        job, _ = step(job, Answer(1, rank, Copied(step=1, seconds=0.1)), 2.0)
+    job, commands = round_of(job, commands, now=40.0)
+    assert orders(commands)[0].checkpoint
+    at = orders(commands)[0].from_step
+    assert orders(commands)[0].copy_shards is None
+    job, _ = step(job, Answer(1, 0, CheckpointWritten(checkpoint=CheckpointRef(step=at, blob="b", nbytes=1))), 41.0)
+    assert job.copies is None
+    assert job.restored.step == at
+
+
+def test_copies_that_fail_cost_a_warning_and_are_not_tried_again_in_the_attempt() -> None:
+    job, commands = copying_job()
+    error = {"fact": "no room", "remedy": "", "code": "disk_full"}
+    job, told = step(job, Answer(1, 2, Copied(step=1, seconds=0.0, error=error)), 2.0)
+    assert told == [Record("warning", error)]
+    job, commands = round_of(job, commands, now=9.0)
+    assert orders(commands)[0].copy_shards is None
+
+
+def test_a_job_whose_survivors_cannot_hold_the_model_waits_and_says_so_with_the_numbers() -> None:
+    job, _ = sharded_job()
+    job, _ = step(job, Lost(1, 1, "its node is gone"), 1.0)
+    job, _ = step(job, AttemptEnded(1), 1.0)
+    sent = job.submission.model_copy(
+        update={"facts": Facts(parameters=GIB, parameter_bytes=4 * GIB, unit_bytes=GIB // 8)}
+    )
+    job = replace(job, submission=sent)
+    survivors = [node("n0")]
+    with pytest.raises(pl.Unplaceable) as refused:
+        next_plan(survivors, job, Measured())
+    assert "sharded" in refused.value.details  # the scheduler tells such a job
+    job, commands = step(job, Unplaced(refused.value.to_json()), 2.0)
+    assert isinstance(job.state, Waiting)
+    assert "16.0 GiB of parameters, gradients and optimizer" in job.state.reason
+    assert "the largest has 8.0 GiB" in job.state.reason
+    assert [c.data["reason"] for c in commands if isinstance(c, Record) and c.kind == "state"] == [job.state.reason]
+    plan = next_plan([node("n0"), node("n1"), node("n2")], job, Measured())
+    job, commands = step(job, Planned(plan), 3.0)
+    assert job.state_name == "STARTING"
 
 
 def test_workers_of_a_sharded_attempt_that_lose_each_other_end_it_though_none_is_gone() -> None:

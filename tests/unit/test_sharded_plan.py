@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paceline as pl
+from paceline.master.lives import next_plan
 from paceline.master.probing import next_event
 from paceline.master.profiles import plan_by
-from paceline.master.states import Job, Planned
+from paceline.master.states import Copies, Job, Planned, Training
 from paceline.measured import CellTime, Measured, Profile
 from paceline.plan import Plan
+from paceline.planner.copies import GENERATIONS, copy_bytes, neighbours
 from paceline.planner.planner import plan_workers
 from paceline.planner.rooms import MASTER_BYTES
 from paceline.planner.sharded import decided, plan_sharded
@@ -162,3 +164,52 @@ def test_a_limit_that_takes_a_prediction_is_refused_with_sharding() -> None:
         options(sync="sharded", deadline=3600.0)
     nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
     assert decided(nodes, sent(2.5, deadline=3600.0)).options.sync == "auto"
+
+
+# ---- copies of shards ----
+
+
+def test_copies_are_counted_and_made_only_where_every_chosen_node_has_room_for_them() -> None:
+    """10 GiB of state are 7.5 GiB without gradients: 2.5 a shard, on its own node and its neighbour's, twice."""
+
+    def planned(memory: int, tmpfs: int) -> Plan:
+        nodes = [node(f"n{at}", memory=memory * GIB, tmpfs=(tmpfs if at == 1 else 64) * GIB) for at in range(3)]
+        return placed(nodes, facts(2.5), resources=pl.Resources(workers=3))
+
+    without, roomy = planned(5, 64), planned(16, 64)
+    assert roomy.sharding is not None
+    assert roomy.sharding.copy_bytes == 10 * GIB
+    assert roomy.memory_per_worker == without.memory_per_worker + 10 * GIB
+    assert "10.0 GiB of it hold copies of shards" in roomy.summary
+    for plan, why in ((without, "10.0 GiB on n0, which has"), (planned(16, 8), "whose file system in memory has 8.0")):
+        assert plan.sharding is not None
+        assert plan.sharding.copy_bytes == 0
+        assert why in plan.summary
+        assert len(plan.workers) == 3
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8))
+def test_the_loss_of_any_one_node_leaves_each_shard_on_another(nodes: list[str]) -> None:
+    to = neighbours(nodes)
+    for place, node_id in enumerate(nodes):
+        assert (nodes[to[place]] != node_id) == (len(set(nodes)) > 1)
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8), st.integers(1, 10**6))
+def test_the_copies_of_a_node_fit_into_what_is_counted_for_its_workers(nodes: list[str], stored: int) -> None:
+    counted, shard = copy_bytes(nodes, stored), -(-stored // len(nodes))
+    for node_id in nodes:
+        files = {(place, where) for place, to in enumerate(neighbours(nodes)) for where in (nodes[place], nodes[to])}
+        held = sum(where == node_id for _, where in files)
+        assert GENERATIONS * held * shard <= counted * nodes.count(node_id)
+
+
+def test_the_next_attempt_takes_nodes_that_keep_copies_and_counts_these_as_free() -> None:
+    nodes = [
+        node(f"n{at}", memory=16 * GIB, free_memory=(8 if at > 1 else 16) * GIB, tmpfs=64 * GIB) for at in range(5)
+    ]
+    sent = submission(sync="sharded", resources=pl.Resources(workers=3)).model_copy(update={"facts": facts(2.5)})
+    copies = Copies(step=7, training=Training(step=7), nodes={"n2": 5 * GIB, "n3": 5 * GIB, "gone": 5 * GIB})
+    plan = next_plan(nodes, Job(id="job", submission=sent, copies=copies), Measured())
+    assert {"n2", "n3"} < {worker.node_id for worker in plan.workers}
+    assert plan.sharding is not None

@@ -31,7 +31,7 @@ class Scene:
         env = WorkerEnv(
             master_url=f"http://127.0.0.1:{self.listening.getsockname()[1]}", job_id="job", attempt=1, rank=0, secret="",
             threads=1, device="cpu", address="127.0.0.1", cache=str(self.folder), shared=[], scratch=str(self.folder), job=str(self.folder),
-            log=str(self.folder / key),
+            copies=str(self.folder),             log=str(self.folder / key),
         )  # fmt: skip
         self.warm.start(key, env.model_dump())
 

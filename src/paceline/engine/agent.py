@@ -22,7 +22,7 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from paceline.engine import facts, linkprobe
+from paceline.engine import copies, facts, linkprobe
 from paceline.engine.calibrating import Calibrating
 from paceline.engine.identity import Identity
 from paceline.engine.load import LoadMeter
@@ -94,6 +94,7 @@ class Agent:
         self._url, self._token, self._ca, self._blobs = args.master_url, args.token, args.ca, args.blobs
         self._name = args.name or socket.gethostname()
         self._folder = args.folder / "nodes" / f"{self._name}-{uuid.uuid4().hex[:8]}"
+        self._copies = copies.Folder()
         self._identity = ""  # it has one once it runs
         self._cores, self._price = args.cores or facts.cores(), args.price
         self._address = facts.address_towards(args.master_url)
@@ -116,6 +117,7 @@ class Agent:
         finally:
             self._warm.close()
             warming.cancel()
+            self._copies.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _serve(self) -> None:
@@ -123,6 +125,7 @@ class Agent:
             with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
                 await self._serve_once()
             self._end_workers(lambda _: True)
+            self._copies.clear()  # to the master, this node is lost, and what it kept
             self._outgoing = asyncio.Queue()
             await asyncio.sleep(REDIAL_AFTER_S)
             log.info("redialling", master=self._url)
@@ -174,6 +177,7 @@ class Agent:
             cores=self._cores,
             machine_cores=psutil.cpu_count() or 0,
             memory=facts.memory(),
+            tmpfs=self._copies.room,
             devices=facts.devices(),
             price=self._price,
             speed=self._calibrating.done,
@@ -222,6 +226,7 @@ class Agent:
         if job_id in self._over and not any(worker.order.job_id == job_id for worker in self._workers.values()):
             self._over.discard(job_id)
             shutil.rmtree(self._job_folder(job_id), ignore_errors=True)
+            shutil.rmtree(self._copies.of_job(job_id), ignore_errors=True)
 
     def _start(self, order: StartWorker) -> None:
         key = f"{order.job_id}.{order.attempt}.{order.rank}"
@@ -241,6 +246,7 @@ class Agent:
             shared=[str(self._blobs)] if self._blobs else [],
             scratch=str(folder),
             job=str(self._job_folder(order.job_id)),
+            copies=str(self._copies.of_job(order.job_id)),
             log=str(folder / "log"),
             ca=str(self._ca) if self._ca else None,
         )

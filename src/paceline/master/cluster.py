@@ -193,6 +193,7 @@ def _view(link: NodeLink, held: list[WorkerLink], by_workers: float) -> Node:
         hardware_class=hello.hardware_class,
         cores=hello.cores,
         memory=hello.memory,
+        tmpfs=hello.tmpfs,
         devices=hello.devices,
         free_cores=0 if link.draining or link.quarantined else hello.cores - sum(worker.threads for worker in held),
         free_memory=min(link.available_memory, hello.memory - sum(worker.memory for worker in held)),

@@ -182,7 +182,7 @@ class Controller:
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id]
             self.scheduler.forget(job.id)
-            if not isinstance(job, Job):  # a training leaves nothing behind its workers
+            if not isinstance(job, Job) or job.submission.options.sync == "sharded":  # others leave nothing behind
                 self._cluster.forget(job.id)
 
     def _hold(self, job: AnyJob) -> None:
@@ -229,6 +229,8 @@ class Controller:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
+            case states.Forget():
+                self._cluster.forget(job.id)
             case states.Learn(kind, profile):
                 self._knowledge.note(kind, profile.model_copy(update={"at": time.time()}))
             case states.Quarantine(node_id, reason):

@@ -12,6 +12,7 @@ from paceline.master.states import (
     Discard,
     Enqueue,
     Failed,
+    Forget,
     Job,
     Live,
     Outcome,
@@ -22,7 +23,6 @@ from paceline.master.states import (
     Running,
     StopWorkers,
     Succeeded,
-    Training,
     Waiting,
 )
 
@@ -70,7 +70,8 @@ def recover(job: Job, reason: str, now: float) -> Outcome:
 def park(job: Job, reason: str, now: float) -> Outcome:
     """Leave the nodes to another job: what is committed is in the checkpoint, and the next attempt goes on from it."""
     job = replace(_stop_clock(job, now), state=Recovering(reason), fruitless=max(0, job.fruitless - 1))
-    return job, [state_record(job), StopWorkers(job.attempt)]
+    forget: list[Command] = [Forget()] if job.submission.options.sync == "sharded" else []  # others get that memory
+    return replace(job, copies=None), [state_record(job), StopWorkers(job.attempt), *forget]
 
 
 def fall_back(job: Job, reason: str, now: float) -> Outcome:
@@ -85,12 +86,24 @@ def fall_back(job: Job, reason: str, now: float) -> Outcome:
     return job, [record, Discard(lost.ref.blobs, damaged=True), *commands]
 
 
+def forgo_copies(job: Job, reason: str, now: float) -> Outcome:
+    """Too many nodes are gone at once for the copies in the others' memory: go back to the checkpoint."""
+    assert job.copies is not None
+    step, again = job.copies.step, job.checkpoint.ref.step if job.checkpoint else 0
+    job = replace(job, copies=None, fruitless=job.fruitless - 1)  # the workers did what they could
+    job, commands = recover(job, f"the copies of step {step} can't be loaded: {reason}", now)
+    return job, [Record("copies_lost", {"step": step, "reason": reason, "resumes_from": again}), *commands]
+
+
 def rejoin_queue(job: Job, reason: str) -> Outcome:
-    """Back to the last checkpoint, and to the queue."""
-    training = job.checkpoint.training if job.checkpoint else Training()
+    """Back to the last checkpoint or the last copies, and to the queue."""
+    training = job.restored
+    told: list[Command] = []
+    if job.copies is not None:
+        told = [Record("resumes", {"step": training.step, "from": "copies", "nodes": sorted(job.copies.nodes)})]
     undone: list[Command] = [RollBack(training.step)] if training.step < job.training.step else []
     job = replace(job, training=training, state=Waiting(reason))
-    return job, [*undone, state_record(job), Enqueue()]
+    return job, [*undone, *told, state_record(job), Enqueue()]
 
 
 def _stop_clock(job: Job, now: float) -> Job:

@@ -67,7 +67,7 @@ def join(job: Job, state: Running, rank: int, message: FromWorker, now: float) -
                     "the workers before it": state.fingerprint,
                 }
                 return _refused(job, state, rank, mismatch(names).to_json())
-            building, worker = built(state.building, rank, message, None, now)
+            building, worker = built(state.building, rank, message, 0, now)
             workers = {**state.workers, rank: worker}
             return replace(job, state=replace(state, building=building, workers=workers, failed_joins=0)), []
         case WorkerFailed(error=error):

@@ -71,7 +71,14 @@ def next_plan(nodes: Sequence[Node], job: AnyJob, known: Measured, most: int | N
         return plan_script(nodes, job.submission.options, job.nodes)
     options = job.submission.options.model_copy(update={"deadline": None})  # it was judged when the job came
     admitted = job.submission.model_copy(update={"options": options})
+    if job.copies is not None:
+        nodes = [_with_kept(node, job.copies.nodes.get(node.id, 0)) for node in nodes]
     return plan_by(known, nodes, admitted, most or job.wish, job.hardware_class)
+
+
+def _with_kept(node: Node, nbytes: int) -> Node:
+    free = min(node.memory, node.free_memory + nbytes)
+    return node.model_copy(update={"kept": nbytes, "free_memory": free})
 
 
 def present_plan(job: AnyJob) -> Plan | None:

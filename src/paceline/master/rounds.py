@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.grid import Grid
-from paceline.master import correcting, members, poison
-from paceline.master.ends import discard_checkpoints, end, fall_back, park, recover, state_record
+from paceline.master import copies, correcting, members, poison
+from paceline.master.ends import discard_checkpoints, end, fall_back, forgo_copies, park, recover, state_record
 from paceline.master.profiles import taught
 from paceline.master.states import (
     Checkpoint,
@@ -34,6 +34,7 @@ from paceline.messages import (
     CheckpointRef,
     CheckpointWritten,
     CheckRound,
+    Copied,
     Evaluated,
     EvaluateRound,
     FromWorker,
@@ -67,8 +68,12 @@ def answered(job: Job, state: Running, rank: int, message: FromWorker, now: floa
             return replace(job, state=replace(state, workers={**state.workers, rank: worker})), []
         case WorkerFailed(error=error):
             return end(job, Failed(error), now)
+        case Unloadable(step=at, reason=reason) if job.copies is not None and job.copies.step == at:
+            return forgo_copies(job, reason, now)
         case Unloadable(step=at, reason=reason) if job.checkpoint is not None and job.checkpoint.ref.step == at:
             return fall_back(job, reason, now)
+        case Copied() as copied if state.copying is not None and copied.step == state.copying.step:
+            return copies.copied(job, state, rank, copied)
         case CheckpointWritten(checkpoint=ref):
             return _checkpointed(job, state, ref, now)
         case Warned(error=error):
@@ -111,6 +116,8 @@ def _checkpointed(job: Job, state: Running, ref: CheckpointRef, now: float) -> O
     awaited, state = _only_writes(state.order), replace(state, pending=None)
     dropped = tuple(blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:] for blob in checkpoint.ref.blobs)
     job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=state)
+    if job.copies is not None and job.copies.step <= ref.step:
+        job = replace(job, copies=None)
     discard: list[Command] = [Discard(dropped)] if dropped else []
     commands: list[Command] = [Record("checkpoint", {"step": ref.step, "nbytes": ref.nbytes}), *discard]
     return _after(commands, settle(job, state, now)) if awaited else (job, commands)
@@ -320,16 +327,21 @@ def _order_training(job: Job, state: Running, now: float) -> Outcome:
     if leaves and at == (job.checkpoint.ref.step if job.checkpoint else 0):
         return park(job, leaves, now)
     checkpoint = bool(leaves) or (not only_copy and _checkpoint_due(job, state, now))
+    copying = not (only_copy or leaves or checkpoint) and copies.due(job, state, now)
     order = TrainRound(
         group=state.group,
         from_step=at,
         to_step=at if only_copy or leaves else _round_end(job, state),
         mark_best=training.unmarked_best and not only_copy,
         checkpoint=checkpoint,
+        copy_shards=copies.order(job, state) if copying else None,
         behind=behind,
         source=source,
         trusted_step=state.trusted_step,
     )
+    if copying:
+        marked = training.model_copy(update={"unmarked_best": False})
+        state = replace(state, copying=marked, copied=frozenset(), copied_at=now, copy_s=0.0)
     if checkpoint:
         marked = training.model_copy(update={"unmarked_best": False})
         state = replace(state, pending=marked, checkpointed_at=now)

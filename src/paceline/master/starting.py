@@ -62,10 +62,11 @@ def build(job: Job, state: Starting, rank: int, message: FromWorker, now: float)
     match message:
         case WorkerHello():
             state = replace(state, building=greeted(state.building, rank, message))
-            setup = setup_of(job, state.plan, state.building[rank][0], job.checkpoint)
+            copies = job.copies.step if job.copies else None
+            setup = setup_of(job, state.plan, state.building[rank][0], job.checkpoint, copies)
             return replace(job, state=state), [Send(job.attempt, rank, setup)]
         case Ready():
-            building, worker = built(state.building, rank, message, job.checkpoint, now)
+            building, worker = built(state.building, rank, message, job.training.step, now)
             state = replace(
                 state,
                 building=building,
@@ -86,23 +87,21 @@ def greeted(building: Building, rank: int, hello: WorkerHello) -> Building:
     return {**building, rank: (building[rank][0], hello.address)}
 
 
-def built(
-    building: Building, rank: int, ready: Ready, loaded: Checkpoint | None, now: float
-) -> tuple[Building, Worker]:
-    """The others that are still building, and the worker that is ready."""
+def built(building: Building, rank: int, ready: Ready, at: int, now: float) -> tuple[Building, Worker]:
+    """The others that are still building, and the worker that is ready, with the state after `at` steps."""
     placement, address = building[rank]
-    at = loaded.ref.step if loaded else 0
     worker = Worker(placement, address, ready.store_port, step=at, moved_at=now, beat_at=now)
     return {r: started for r, started in building.items() if r != rank}, worker
 
 
-def setup_of(job: Job, plan: Plan, placement: Placement, load: Checkpoint | None) -> Setup:
+def setup_of(job: Job, plan: Plan, placement: Placement, load: Checkpoint | None, copies: int | None = None) -> Setup:
     """What a worker is told to build."""
     return Setup(
         submission=job.submission,
         rank=placement.rank,
         device=placement.device,
-        checkpoint=load.ref if load else None,
+        checkpoint=load.ref if load and copies is None else None,
+        copies=copies,
         sharding=plan.sharding,
     )
 

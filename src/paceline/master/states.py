@@ -57,6 +57,15 @@ class Checkpoint(BaseModel):
     training: Training
 
 
+@dataclass(frozen=True)
+class Copies:
+    """All shards of one commit, copied into nodes' memory, and what was committed at its step. nodes: bytes, by id."""
+
+    step: int
+    training: Training
+    nodes: Mapping[str, int]
+
+
 class Delivery(BaseModel):
     """The trained model, as the client will get it: one blob, or `files` with the blob as their index."""
 
@@ -166,6 +175,8 @@ class Running:
     lost each other, though none of them was gone, and trained no step. suspected: what says that the next step can't be
     right. trusted_step: one that was computed twice, to the same bits. step_s, evaluation_s: of the last
     round's steps, of the longest evaluation. preempted: why the job is to leave its nodes at the next commit.
+    copying: of the commit whose shards are being copied, copied: by whom already. copied_at, copy_s: when the last
+    copies were ordered, and for how long training stood still for them. copies_failed: no more in this attempt.
     """
 
     plan: Plan
@@ -197,6 +208,11 @@ class Running:
     suspected: Suspected | None = None
     trusted_step: int | None = None
     preempted: str | None = None
+    copying: Training | None = None
+    copied: frozenset[int] = frozenset()
+    copied_at: float = 0.0
+    copy_s: float = 0.0
+    copies_failed: bool = False
     shown: Shown = field(default_factory=Shown)
 
     @property
@@ -259,7 +275,8 @@ class Job:
     """attempt: of the present or last gang start, 0 before the first. furthest: the last step ever committed.
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
-    the next attempt may start from, newest first. wish: how many workers the user asked for since it was submitted.
+    the next attempt may start from, newest first. copies: of a sharded job, where they
+    are newer. wish: how many workers the user asked for since it was submitted.
     hardware_class: of the first attempt; it is part of the result, so that later ones keep it. probed: how its probe
     came out, None before it; probes are the workers of attempt 0. known, nodes: what the present attempt was planned
     by; nodes by their ids, with those that came since.
@@ -274,6 +291,7 @@ class Job:
     elapsed_s: float = 0.0
     training: Training = field(default_factory=Training)
     checkpoints: tuple[Checkpoint, ...] = ()
+    copies: Copies | None = None
     wish: int | None = None
     hardware_class: str | None = None
     probed: str | None = None
@@ -284,6 +302,13 @@ class Job:
     def checkpoint(self) -> Checkpoint | None:
         """The newest."""
         return self.checkpoints[0] if self.checkpoints else None
+
+    @property
+    def restored(self) -> Training:
+        """What the next attempt goes on from: the newer one of checkpoint and copies."""
+        if self.copies is not None:
+            return self.copies.training
+        return self.checkpoint.training if self.checkpoint else Training()
 
     @property
     def state_name(self) -> str:
@@ -498,6 +523,11 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Nothing of the job is to stay on the nodes, once its workers there have ended."""
+
+
+@dataclass(frozen=True)
 class Learn:
     """What a kind of job costs, for the plans of this job and of later ones."""
 
@@ -522,6 +552,17 @@ class Record:
 
 
 Command = (
-    Enqueue | StartWorkers | Send | StopWorkers | SetTimer | Commit | RollBack | Discard | Learn | Quarantine | Record
+    Enqueue
+    | StartWorkers
+    | Send
+    | StopWorkers
+    | SetTimer
+    | Commit
+    | RollBack
+    | Discard
+    | Forget
+    | Learn
+    | Quarantine
+    | Record
 )
 Outcome = tuple[Job, list[Command]]

@@ -14,6 +14,7 @@ from paceline.errors import Unplaceable
 from paceline.explain import counted, size
 from paceline.measured import Measured
 from paceline.plan import Node, NodeReason, Placement, Plan, Sharding
+from paceline.planner.copies import copy_bytes, lacking
 from paceline.planner.predict import WORKER_BASE_BYTES, worker_bytes
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import MASTER_BYTES, excluded, fitting
@@ -26,12 +27,14 @@ UNITS_AT_ONCE = 4  # whole ones: two gathered, one's gradients, and those once m
 
 @dataclass(frozen=True)
 class Need:
-    """What a sharded job takes. state_bytes: of all workers together; fixed_bytes: of each, whatever its part.
+    """What a sharded job takes. state_bytes: of all workers together; stored_bytes: of it, what a
+    checkpoint holds; fixed_bytes: of each, whatever its part.
 
     activation_bytes: of one sample in a pass; 0 where nothing is measured.
     """
 
     state_bytes: int
+    stored_bytes: int
     fixed_bytes: int
     activation_bytes: float
     units: int
@@ -127,6 +130,7 @@ def _need(options: TrainOptions, facts: Facts, known: Measured) -> Need:
     per_sample = profile.activation_bytes / max(profile.cell_samples, 1) if profile else 0.0
     return Need(
         state_bytes=copies * facts.parameter_bytes,
+        stored_bytes=(copies - 1) * facts.parameter_bytes,  # all but gradients
         fixed_bytes=WORKER_BASE_BYTES + UNITS_AT_ONCE * unit,
         activation_bytes=per_sample,
         units=max(1, facts.parameter_bytes // max(unit, 1)),
@@ -175,8 +179,11 @@ def _devices(node: Node, options: TrainOptions, memory: int, idle: bool) -> list
 
 
 def _places(nodes: Sequence[Node], options: TrainOptions, memory: int, idle: bool) -> list[tuple[Node, str]]:
-    """Places for workers, one on each node before a second on any; the roomiest nodes first."""
-    roomy = sorted(nodes, key=lambda node: (-node.free_memory, node.name))
+    """Places for workers, one on each node before a second on any; the roomiest nodes first.
+
+    Before all others those that keep copies of the job's last attempt.
+    """
+    roomy = sorted(nodes, key=lambda node: (node.kept == 0, -node.free_memory, node.name))
     rows = [[(node, device) for device in _devices(node, options, memory, idle)] for node in roomy]
     return [row[at] for at in range(max(map(len, rows), default=0)) for row in rows if at < len(row)]
 
@@ -190,6 +197,12 @@ def _plan(
     memory: int,
 ) -> Plan:
     shares = split_evenly(sharding.microbatches, len(places))
+    copies = copy_bytes([node.id for node, _ in places], need.stored_bytes)
+    no_copies = lacking([node for node, _ in places], memory, copies)
+    if options.resources.memory is not None:
+        no_copies = "the memory of a worker was asked for"
+    if not no_copies:
+        sharding, memory = sharding.model_copy(update={"copy_bytes": copies}), memory + copies
     workers = tuple(
         Placement(rank=rank, node_id=node.id, node_name=node.name, device=device, share=share)
         for rank, ((node, device), share) in enumerate(zip(places, shares, strict=True))
@@ -203,9 +216,15 @@ def _plan(
         memory_per_worker=memory,
         microbatches=sharding.microbatches,
         most_workers=len(workers),
-        summary=_summary(options, need, sharding, len(workers), memory),
+        summary=_summary(options, need, sharding, len(workers), memory) + _copies(sharding, no_copies),
         reasons=_reasons(nodes, options, workers, memory),
     )
+
+
+def _copies(sharding: Sharding, why_not: str) -> str:
+    if why_not:
+        return f"; no copies of shards in memory, a lost worker costs the steps since the last checkpoint: {why_not}"
+    return f"; {size(sharding.copy_bytes)} of it hold copies of shards, with a neighbour: a lost worker costs few steps"
 
 
 def _summary(options: TrainOptions, need: Need, sharding: Sharding, workers: int, memory: int) -> str:

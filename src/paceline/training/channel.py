@@ -18,7 +18,10 @@ from paceline.tls import trusting
 
 
 class WorkerEnv(BaseModel):
-    """All that an agent tells a worker that it starts. job: the folder that the job's workers on this node share."""
+    """All that an agent tells a worker that it starts. job: the folder that the job's workers on this node share.
+
+    copies: another such folder, in memory, that stays from one attempt to the next.
+    """
 
     master_url: str
     job_id: str
@@ -32,6 +35,7 @@ class WorkerEnv(BaseModel):
     shared: list[str]
     scratch: str
     job: str
+    copies: str
     log: str
     ca: str | None = None
 

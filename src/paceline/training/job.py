@@ -47,14 +47,17 @@ PROGRESS_EVERY_S = 0.25
 
 
 class TrainingJob:
-    """Built from a Setup; then does what each round asks. `send` may be called from any thread."""
+    """Built from a Setup; then does what each round asks. folders: scratch, and copies as in `WorkerEnv`.
+
+    `send` may be called from any thread.
+    """
 
     def __init__(
         self,
         setup: Setup,
         cache: NodeCache,
         blobs: BlobStore,
-        scratch: Path,
+        folders: tuple[Path, Path],
         address: str,
         send: Callable[[Message], None],
         monitor: Monitor,
@@ -64,14 +67,14 @@ class TrainingJob:
         self._rank, self._send, self._monitor = setup.rank, send, monitor
         make_deterministic(options.threads, options.reproducible)
         fields = open_package(submission.program, cache)
-        around = Around(setup, torch.device(setup.device), cache, blobs, scratch, send, monitor)
+        around = Around(setup, torch.device(setup.device), cache, blobs, *folders, send, monitor)
         self._mode = _mode(around, fields)
         if setup.sharding is not None:
             options = options.model_copy(update={"microbatches": setup.sharding.microbatches})
         opened = open_data(submission, options, fields, cache, Place(cache.folder / "shards", monitor.fetched))
         self._train, self._val, self.grid = opened.train, opened.val, opened.course.grid
         self._mode.begin(opened.course)
-        self._step = setup.checkpoint.step if setup.checkpoint else 0  # the model's state is that after so many steps
+        self._step = setup.from_step  # the model's state is that after so many steps
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
         self._trainer: Trainer | None = None
         self._shares: Sequence[Share] = ()
@@ -123,7 +126,7 @@ class TrainingJob:
     def _before_steps(self, order: TrainRound) -> None:
         if order.mark_best:
             self._mode.mark_best()
-        if order.checkpoint:
+        if order.checkpoint or order.copy_shards:
             with self._monitor.doing("checkpoint"):
                 self._mode.write_checkpoint(order)
 

@@ -34,13 +34,14 @@ Evaluation = tuple[int, list[tuple[float, ...]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Around:
-    """A worker's surroundings. `send` may be called from any thread."""
+    """A worker's surroundings. copies: as in `WorkerEnv`. `send` may be called from any thread."""
 
     setup: Setup
     device: torch.device
     cache: NodeCache
     blobs: BlobStore
     scratch: Path
+    copies: Path
     send: Callable[[Message], None]
     monitor: Monitor
 
@@ -120,7 +121,7 @@ class Mode(Protocol):
         """Steps are done. Raises InvalidSpec where they did to the model what the grid can't allow."""
 
     def write_checkpoint(self, order: TrainRound) -> None:
-        """Take the state now; store it beside the training, and tell the master once it is whole."""
+        """Take the state now; store or copy it beside the training, and tell the master once it is whole."""
 
     def check(self, order: CheckRound, batches: Iterator[Any]) -> Checked:
         """Compute again what another member computed, and change nothing."""

@@ -152,7 +152,13 @@ class WorkerProcess:
                 with damage_of(setup.checkpoint):
                     cache.checked(setup.checkpoint.blob)
             self._job = TrainingJob(
-                setup, cache, self._blobs, Path(env.scratch), env.address, self._channel.send, self._monitor
+                setup,
+                cache,
+                self._blobs,
+                (Path(env.scratch), Path(env.copies)),
+                env.address,
+                self._channel.send,
+                self._monitor,
             )
         return self._job.ready()
 

@@ -179,14 +179,19 @@ class Checkpoints:
             folder = self._around.scratch / f"from-{ref.step}"
             folder.mkdir()
             reader = _BlobReader(folder, manifest["files"], self._around)
-            stored = reader.read_metadata().state_dict_metadata
-            try:
-                with warnings.catch_warnings():  # that it needs no collective is meant so
-                    warnings.simplefilter("ignore", UserWarning)
-                    dcp.load(state.prepare(stored, manifest), storage_reader=reader, no_dist=True)
-            except CheckpointException as failed:
-                cause, _ = next(iter(failed.failures.values()))
-                raise cause from failed
+            load_into(state, reader, manifest)
+
+
+def load_into(state: ShardedState, reader: dcp.FileSystemReader, plain: Mapping[str, Any]) -> None:
+    """Fill the state with what overlaps with its shards. Raises what the reader raises."""
+    stored = reader.read_metadata().state_dict_metadata
+    try:
+        with warnings.catch_warnings():  # that it needs no collective is meant so
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(state.prepare(stored, plain), storage_reader=reader, no_dist=True)
+    except CheckpointException as failed:
+        cause, _ = next(iter(failed.failures.values()))
+        raise cause from failed
 
 
 class _BlobReader(dcp.FileSystemReader):

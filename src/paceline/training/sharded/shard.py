@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from paceline.training.evaluate import evaluate, is_stateful, share_of
 from paceline.training.mode import Around, Course, Evaluation
 from paceline.training.program import Program, assemble
 from paceline.training.sharded.checkpoint import Checkpoints, ShardedState
+from paceline.training.sharded.copies import Copies
 from paceline.training.sharded.deliver import upload_model
 from paceline.training.sharded.group import ShardGroup
 from paceline.training.sharded.materialise import shard, skeleton
@@ -61,8 +63,14 @@ class Shard:
             program = assemble(self._model, self._fields, around.device, options.precision)
             self._state = ShardedState(program)
             self._checkpoints = Checkpoints(around, members)
-            if around.setup.checkpoint is not None:
+            self._copies = Copies(around, members)
+            if around.setup.copies is not None:
+                self._copies.load(around.setup.copies, self._state)
+            elif around.setup.checkpoint is not None:
                 self._checkpoints.load(around.setup.checkpoint, self._state)
+            if not self._sharding.copy_bytes:  # there is no room for those of the last attempt any more
+                members.everyones(None)
+                shutil.rmtree(around.copies, ignore_errors=True)
         for metric in filter(is_stateful, program.metrics.values()):
             with suppress(AttributeError):
                 metric.sync_on_compute = False  # torchmetrics would wait for members that keep no metrics
@@ -111,7 +119,11 @@ class Shard:
     # ---- what is stored ----
 
     def write_checkpoint(self, order: TrainRound) -> None:
-        self._checkpoints.write(order.from_step, self._state)
+        if order.copy_shards is not None:
+            self._copies.take(order.from_step, order.copy_shards, self._state)
+        if order.checkpoint:
+            self._copies.wait()
+            self._checkpoints.write(order.from_step, self._state)
 
     def save(self, order: SaveRound) -> Saved:
         if order.group is None:
