@@ -10,7 +10,7 @@ from paceline.messages import Copied, CopyOrder
 from paceline.planner.copies import GENERATIONS, neighbours
 
 COPY_EVERY_S = 1.0
-STANDSTILL = 0.05  # of the time: copies that take long are made as much more seldom
+STANDSTILL = 0.02  # of the time: copies that take long are made as much more seldom
 
 
 def due(job: Job, state: Running, now: float) -> bool:
