@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
-from paceline.measured import CellTime, Link, Measured, Profile
+from paceline.measured import COPIES_ALONE, CellTime, Link, Measured, Profile
 from paceline.plan import Node
 from paceline.spec import Facts, TrainOptions
 
@@ -17,7 +17,6 @@ PART_OF_CALIBRATED = 0.3  # that a model's own operations reach of a matrix prod
 UPDATE_FLOP_PER_PARAMETER = 40.0  # an optimizer's step, in operations that take as long
 DISPATCH_S = {"cpu": 0.0, "cuda": 2e-3, "mps": 4e-3}  # a pass's launches, which no device makes shorter
 BUILD_S = 0.5  # a warm worker's setup of a small model
-COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save
 STATE_COPIES = 4
 MOST_FLOP = 1e30  # of a step: what a client sends may be any number
 LEAST_S = 1e-9  # of a microbatch, so that rates are finite
