@@ -11,6 +11,7 @@ from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
 from paceline.measured import COPIES_ALONE, CellTime, Link, Measured, Profile
 from paceline.plan import Node
 from paceline.spec import Facts, TrainOptions
+from paceline.stop import step_bound
 
 USUAL_FLOP_PER_S = {"cpu": 1e11, "cuda": 2e13, "mps": 4e12}  # of a core, of a device, where none was calibrated
 PART_OF_CALIBRATED = 0.3  # that a model's own operations reach of a matrix product's rate
@@ -160,6 +161,18 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
         at=0.0,
     )
     return made, work.facts.parameters is not None or work.facts.flop_per_sample is not None
+
+
+def rough_seconds(options: TrainOptions, facts: Facts) -> float | None:
+    """Of all steps on one usual core, to the stop condition's bound; None where the facts do not tell."""
+    work = Workload(options, facts)
+    if work.grid is None or facts.flop_per_sample is None:
+        return None
+    steps = step_bound(options.stop, work.grid.steps_per_epoch)
+    if steps is None:
+        return None
+    profile, _ = estimated(work, "", "cpu", None)
+    return steps * (options.microbatches * profile.cells[0].seconds + profile.update_s)
 
 
 def step_flop(work: Workload) -> float:
