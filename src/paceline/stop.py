@@ -39,7 +39,10 @@ class Progress:
 
 
 def for_callers(init: Init) -> Init:
-    """An `__init__` for Python callers alone: JSON is parsed field by field, so that what it lacks is a finding."""
+    """An `__init__` for Python callers alone: JSON is parsed field by field, so that what it lacks is a finding.
+
+    Each class that users write has its own: of an inherited one, type checkers make fields that know no "4GiB".
+    """
     init.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as RootModel's: pydantic does not call it
     return init
 
