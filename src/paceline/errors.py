@@ -54,7 +54,7 @@ class Unauthorized(PacelineError):
 
 
 class Forbidden(PacelineError):
-    """A known token whose role does not allow this."""
+    """A known token that does not allow this: another role's, or the job is another user's."""
 
     code, http_status, exit_code = "forbidden", 403, 3
 

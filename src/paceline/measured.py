@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from paceline.spec import Facts, TrainOptions
 
-COPIES_OF_PARAMETERS = 6  # parameters, gradients, two of the optimizer, a partial sum, a copy to save
+COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save: what a worker without others grows by
+MOST_COPIES = COPIES_ALONE + 1  # and a partial sum, of one among others
 ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 
 
@@ -103,4 +104,4 @@ def rough_bytes(options: TrainOptions, facts: Facts) -> float:
     """What a worker needs, by the facts alone, rather too much than too little; 0 for a model that nobody has seen."""
     cell_samples = -(-options.batch_size // options.microbatches)
     activations = ACTIVATION_BYTES_PER_FLOP * cell_samples * (facts.flop_per_sample or 0.0)
-    return COPIES_OF_PARAMETERS * (facts.parameter_bytes or 0) + activations
+    return MOST_COPIES * (facts.parameter_bytes or 0) + activations

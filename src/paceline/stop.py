@@ -22,6 +22,7 @@ from paceline.errors import invalid_spec
 
 Count = Annotated[int, Field(gt=0, lt=2**53)]  # what JSON and floats hold exactly
 Init = TypeVar("Init", bound=Callable[..., None])
+Bound = TypeVar("Bound", int, float)
 
 BETTER_WHEN_LOWER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
 BETTER_WHEN_HIGHER = ("accuracy", "acc", "f1", "auc", "precision", "recall", "r2", "iou")
@@ -38,7 +39,10 @@ class Progress:
 
 
 def for_callers(init: Init) -> Init:
-    """An `__init__` for Python callers alone: JSON is parsed field by field, so that what it lacks is a finding."""
+    """An `__init__` for Python callers alone: JSON is parsed field by field, so that what it lacks is a finding.
+
+    Each class that users write has its own: of an inherited one, type checkers make fields that know no "4GiB".
+    """
     init.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as RootModel's: pydantic does not call it
     return init
 
@@ -274,28 +278,34 @@ def _stale_for(leaf: Patience, history: Sequence[Mapping[str, float]]) -> int:
     return stale
 
 
+def bound_of(condition: StopCondition, of_leaf: Callable[[StopCondition], Bound | None]) -> Bound | None:
+    """By when the condition must have fired, given that of its single conditions: of any the first, of all the last.
+
+    None if there is none, as for what a metric decides.
+    """
+    if not isinstance(condition, AnyOf | AllOf):
+        return of_leaf(condition)
+    bounds = [bound_of(part, of_leaf) for part in condition.conditions]
+    known = [bound for bound in bounds if bound is not None]
+    if isinstance(condition, AnyOf):
+        return min(known, default=None)
+    return max(known) if len(known) == len(bounds) else None
+
+
 def step_bound(condition: StopCondition, steps_per_epoch: int) -> int | None:
     """The step by which the condition must have fired, whatever the metrics do; None if there is none."""
-    if isinstance(condition, AnyOf | AllOf):
-        bounds = [step_bound(part, steps_per_epoch) for part in condition.conditions]
-        known = [bound for bound in bounds if bound is not None]
-        if isinstance(condition, AnyOf):
-            return min(known, default=None)
-        return max(known) if len(known) == len(bounds) else None
-    if isinstance(condition, MaxEpochs):
-        return condition.epochs * steps_per_epoch
-    return condition.steps if isinstance(condition, MaxSteps) else None
+
+    def of_leaf(leaf: StopCondition) -> int | None:
+        if isinstance(leaf, MaxEpochs):
+            return leaf.epochs * steps_per_epoch
+        return leaf.steps if isinstance(leaf, MaxSteps) else None
+
+    return bound_of(condition, of_leaf)
 
 
 def time_bound(condition: StopCondition) -> float | None:
     """Seconds of training by which the condition must have fired, whatever else happens; None if there is none."""
-    if isinstance(condition, AnyOf | AllOf):
-        bounds = [time_bound(part) for part in condition.conditions]
-        known = [bound for bound in bounds if bound is not None]
-        if isinstance(condition, AnyOf):
-            return min(known, default=None)
-        return max(known) if len(known) == len(bounds) else None
-    return condition.seconds if isinstance(condition, MaxTime) else None
+    return bound_of(condition, lambda leaf: leaf.seconds if isinstance(leaf, MaxTime) else None)
 
 
 def must_end(condition: StopCondition) -> bool:

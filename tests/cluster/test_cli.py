@@ -348,12 +348,18 @@ def test_drain_moves_a_job_to_another_node_and_names_a_node_that_is_not_there(sh
     wait_until(lambda: len(shell.json("nodes")) == 1)
 
 
-def test_tokens_makes_a_users_login_which_ends_with_its_revocation(shell: Shell, up: dict[str, Any]) -> None:
+def test_tokens_makes_a_users_login_which_ends_with_its_revocation(
+    shell: Shell, up: dict[str, Any], trained: dict[str, Any]
+) -> None:
     made = shell.json("tokens", "--add", "ann")
     assert made["token"] in made["login"]
     ann = Shell(shell.folder, {**shell.env, "PACELINE_URL": up["url"], "PACELINE_TOKEN": made["token"]})
-    assert ann.json("jobs") == shell.json("jobs")
-    assert ann.error("tokens")[1]["code"] == "forbidden"
+    seen, whose = ann.json("jobs"), shell.json("jobs")
+    assert [(job["id"], job["user"]) for job in seen] == [(job["id"], job["user"]) for job in whose]
+    assert ann.error("tokens")[1]["code"] == ann.error("drain", "leaving")[1]["code"] == "forbidden"
+    for command in ("job", "logs", "cancel", "model"):
+        code, error = ann.error(command, trained["id"])
+        assert (code, error["code"], error["details"]["owner"]) == (3, "forbidden", "admin")
     assert "ann" in shell.run("tokens").out
     assert shell.json("tokens", "--revoke", "ann") == {"user": "ann", "revoked": 1}
     assert ann.error("jobs")[1]["code"] == "unauthorized"

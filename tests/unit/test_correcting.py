@@ -162,6 +162,16 @@ def test_a_job_that_exchanging_slows_down_goes_on_on_one_node_and_says_why() -> 
     assert [data["rank"] for data in driven.told("worker_released")] == sorted(driven.stopped)
 
 
+@pytest.mark.parametrize(
+    ("stop", "rounds_on"), [(pl.MaxTime(1) | pl.MaxSteps(100_000), False), (pl.MaxTime(1) & pl.MaxSteps(100_000), True)]
+)
+def test_time_ends_a_job_only_where_its_stop_condition_says_so(stop: Any, rounds_on: bool) -> None:
+    """What has a second to go is not worth a change; what trains on until its steps are done is."""
+    driven = Driven(2, {"n0": 0.001, "n1": 0.001}, lambda members: 0.05 * (members - 1), stop=stop)
+    driven.rounds(20)
+    assert bool(drops(driven)) == rounds_on
+
+
 def test_one_slow_round_moves_nobody() -> None:
     driven = Driven(2, {"n0": 0.05, "n1": 0.05})
     driven.rounds(SETTLED_ROUNDS + 4)

@@ -123,11 +123,22 @@ compiled = nn.Linear(3, 1)
 compiled._compiled_call_impl = lambda x: pytest.fail("compiled")  # what Module.compile() sets
 
 
+class Endless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while True:
+            x = self.layer(x)
+
+
 UNKNOWN = {
     "a builder": (partial(nn.Linear, 3, 1), {}),
     "a forward that raises": (nn.Linear(4, 1), {}),
     "a model that is too large for a small machine": (Large(3, 1), {}),
     "a compiled model": (compiled, {}),
+    "a forward that never ends": (Endless(), {}),
     "a training step": (nn.Linear(3, 1), {"loss": None, "training_step": lambda model, batch: model(batch).sum()}),
     "samples that are augmented": (nn.Linear(3, 1), {"augment": lambda sample: sample}),
     "batches that are collated": (nn.Linear(3, 1), {"collate": list}),

@@ -1,4 +1,4 @@
-"""Users and their tokens: made and revoked by the admin, kept as hashes; a job belongs to whose token submitted it."""
+"""Users and their tokens: made and revoked by the admin, kept as hashes; a job is for whose token submitted it alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from paceline.master.app import create_app, open_master
 from paceline.master.context import Master
+from paceline.master.states import Failed, Job, Training
 from paceline.versions import here
 
 from builders import submission
@@ -95,6 +96,80 @@ def test_a_job_is_its_submitters_and_is_told_that_it_waits_and_why(http: TestCli
     assert told["expected_start_s"] > 0  # as the first is predicted to end
     assert "0 of 1 cores free" in told["queue_reason"]
     assert [job["user"] for job in http.get("/jobs", headers=ADMIN).json()] == ["bob", "ann"]
+
+
+@pytest.fixture
+def anns(master: Master, http: TestClient) -> str:
+    """A job of ann's that has failed."""
+    sent = submission(values=("accuracy",))
+    master.store.add_job("job-1", sent, now=1.0, user="ann")
+    error = {"code": "user_code", "fact": "the model raised.", "remedy": "", "details": {"traceback": "line 3"}}
+    evaluated = Training(step=4, history=({"step": 4, "val_loss": 0.5},))
+    master.store.save(Job(id="job-1", submission=sent, state=Failed(error), training=evaluated), None, [], now=2.0)
+    return "job-1"
+
+
+def routes_of_a_job(http: TestClient) -> list[tuple[str, str]]:
+    """(method, path) of all that the application serves of one job, by its own table."""
+    table: dict[str, dict[str, Any]] = http.get("http://master/openapi.json").json()["paths"]
+    prefix = "/api/v1"
+    of_one = [path for path in table if path.startswith(f"{prefix}/jobs/{{")]
+    return [(method.upper(), path.removeprefix(prefix)) for path in of_one for method in table[path]]
+
+
+def test_whatever_is_one_jobs_is_for_its_owner_and_the_admin_alone(http: TestClient, anns: str) -> None:
+    ann, again, bob = by(made_for(http, "ann")), by(made_for(http, "ann")), by(made_for(http, "bob"))
+    routes = routes_of_a_job(http)
+    assert {("POST", "/jobs/{job_id}/cancel"), ("GET", "/jobs/{job_id}/output")} <= set(routes)
+    for method, path in routes:
+
+        def asked(headers: dict[str, str], job_id: str = anns, method: str = method, path: str = path) -> Any:
+            return http.request(
+                method, path.format(job_id=job_id), headers=headers,
+                params={"workers": 1, "digest": "sha256:1", "follow": False},
+            )  # fmt: skip
+
+        refused = asked(bob)
+        assert code(refused) == (403, "forbidden"), path
+        assert refused.json()["details"] == {"owner": "ann"}
+        assert "ann" in refused.json()["remedy"]
+        assert code(asked(by("of-a-node"))) == (403, "forbidden"), path
+        assert code(asked(by("unknown"))) == (401, "unauthorized"), path
+        assert code(asked(bob, "job-2")) == (404, "not_found"), path
+        assert {asked(headers).status_code for headers in (ann, again, ADMIN)} <= {200, 409}, path
+
+
+def test_the_list_shows_every_user_all_jobs_and_what_is_in_them_to_their_owner(http: TestClient, anns: str) -> None:
+    def listed(headers: dict[str, str]) -> dict[str, Any]:
+        [job] = http.get("/jobs", headers=headers).json()
+        return dict(job)
+
+    own = listed(by(made_for(http, "ann")))
+    assert own == listed(ADMIN)
+    assert (own["history"], own["error"]["code"]) == ([{"step": 4, "val_loss": 0.5}], "user_code")
+    assert own["values"] == ["loss", "val_loss", "accuracy"]
+    blank = {"history": [], "error": None, "values": []}
+    assert listed(by(made_for(http, "bob"))) == {**own, **blank}
+    assert (own["id"], own["user"], own["state"], own["step"]) == (anns, "ann", "FAILED", 4)
+
+
+def test_the_request_id_of_another_user_is_refused(http: TestClient, master: Master) -> None:
+    sent = submission("one").model_copy(update={"versions": here()})
+    for blob in (b for package in sent.packages for b in package.blobs):
+        (master.blobs.folder / blob).write_bytes(b"")
+    master.store.add_job("job-1", sent, now=1.0, user="ann")
+    body = sent.model_dump(mode="json")
+    assert http.post("/jobs", headers=by(made_for(http, "ann")), json=body).json()["id"] == "job-1"
+    for headers in (by(made_for(http, "bob")), ADMIN):
+        answer = http.post("/jobs", headers=headers, json=body)
+        assert code(answer) == (409, "conflict")
+        assert "job-1, a job of ann" in answer.json()["fact"]
+
+
+def test_only_the_admin_takes_a_node_from_everybody(http: TestClient, master: Master) -> None:
+    master.cluster.join(_hello(), [].append)
+    assert code(http.post("/nodes/n0/drain", headers=by(made_for(http, "ann")))) == (403, "forbidden")
+    assert http.post("/nodes/n0/drain", headers=ADMIN).status_code == 204
 
 
 def _hello() -> Any:

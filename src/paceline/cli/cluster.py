@@ -128,7 +128,7 @@ def drain(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The node's name, as `paceline nodes` shows it.")],
     json: Json = False,
 ) -> None:
-    """Give a node back: its workers leave as soon as others can go on."""
+    """Give a node back: its workers leave as soon as others can go on. For the master's admin."""
     with connect() as client:
         client.drain(node)
     show(json, {"node": node, "draining": True}, f"{node} gets no more workers; those that it has leave.")

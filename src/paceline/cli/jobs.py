@@ -24,7 +24,7 @@ CANCEL_WITHIN_S = 60.0
 
 
 def jobs(json: Json = False) -> None:
-    """List all jobs, newest first."""
+    """List all users' jobs, newest first."""
     with connect() as client:
         found = client.jobs()
     if not found:

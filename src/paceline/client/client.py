@@ -121,12 +121,12 @@ class Client:
         return Plan.model_validate(self.post("/jobs/plan", json=body))
 
     def job(self, job_id: str) -> Job:
-        """A job by its id, from any process. Raises NotFound."""
+        """A job of yours by its id, from any process. Raises NotFound, and Forbidden where it is another user's."""
         self.get(f"/jobs/{job_id}")
         return Job(self, job_id, self._templates.get(job_id))
 
     def jobs(self) -> list[dict[str, Any]]:
-        """All jobs, newest first, as the API shows them."""
+        """All users' jobs, newest first, as the API shows them; others' without values and errors."""
         return list(self.get("/jobs"))
 
     def nodes(self) -> list[Node]:
@@ -142,7 +142,7 @@ class Client:
         return [Link.model_validate(link) for link in found]
 
     def drain(self, node: str) -> None:
-        """Give a node back: its workers leave at the next round, as soon as others can go on."""
+        """Give a node back: its workers leave at the next round, as soon as others can go on. For the admin."""
         self.post(f"/nodes/{node}/drain")
 
     def _upload(self, packed: Packed) -> None:

@@ -16,6 +16,7 @@ from paceline.spec import TrainSpec
 
 MOST_ELEMENTS = 50_000_000  # of parameters and buffers: a larger model's forward could keep a laptop busy
 SAMPLES = 2  # batch-norm can't train on one
+MOST_CALLS = 10_000  # of modules in that forward. Not a time limit: what is counted must be the same on every machine
 
 
 def flop_per_sample(spec: TrainSpec, train: Any) -> float | None:
@@ -25,7 +26,9 @@ def flop_per_sample(spec: TrainSpec, train: Any) -> float | None:
     and `collate=`, which may change a sample's shape. Counted are products with weights, by the positions that each is
     applied to; any other matrix counts as used once a sample, an embedding as not at all. train: as from `normalize`.
 
-    A copy of the model runs, in training mode, and random numbers are put back: nothing of the caller's changes.
+    A copy of the model runs, in training mode, and random numbers are put back: nothing of the caller's changes. One
+    that calls its modules for ever is given up after `MOST_CALLS`. One that loops without them hangs as it would in
+    the caller's own hands, and ends with Ctrl-C.
     """
     plain = spec.loss is not None and spec.augment is None and spec.collate is None
     if not plain or not isinstance(train, Arrays) or len(train.columns) < 2 or not _is_small_module(spec.model):
@@ -71,10 +74,13 @@ def _counted(model: Any, train: Arrays) -> float:
     copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     inputs = [torch.as_tensor(column[:SAMPLES]).clone() for column in train.columns[:-1]]
     samples = len(inputs[0])
-    total = 0
+    total = calls = 0
 
     def count(module: Any, arguments: tuple[Any, ...], output: Any) -> None:
-        nonlocal total
+        nonlocal total, calls
+        calls += 1
+        if calls > MOST_CALLS:
+            raise RuntimeError(f"one forward called modules more than {MOST_CALLS} times")
         total += _flop(module, arguments, output, samples)
 
     for module in copied.modules():

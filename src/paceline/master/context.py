@@ -14,6 +14,7 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
+from paceline.master.models import JobRow
 from paceline.master.store import Store
 from paceline.spec import Versions
 
@@ -54,6 +55,10 @@ class Caller:
     role: str
     user: str
 
+    def owns(self, job: JobRow) -> bool:
+        """Whether the job is this user's to read and to end; all are the admin's."""
+        return self.role == "admin" or (self.role == "client" and self.user == job.user)
+
 
 def caller_of(master: Master, token: str) -> Caller:
     """Raises Unauthorized."""
@@ -84,3 +89,18 @@ def allow(*roles: str) -> Any:
             raise Forbidden(takes, "Use such a token.")
 
     return Depends(check)
+
+
+def _own_job(master: The, caller: TheCaller, job_id: str) -> JobRow:
+    row = master.store.job(job_id)
+    if not caller.owns(row):
+        raise Forbidden(
+            f"job {job_id} is {row.user}'s, and this token is {caller.user}'s.",
+            f"Ask {row.user}, or the master's admin; `paceline jobs` shows whose each job is.",
+            owner=row.user,
+        )
+    return row
+
+
+# The job of the path's job_id. Whatever is one job's takes it, and so is for its owner and the admin alone.
+TheJob = Annotated[JobRow, Depends(_own_job)]

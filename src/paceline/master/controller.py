@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from paceline.errors import DiskFull, JobFailed, PacelineError, Unplaceable
+from paceline.errors import Conflict, DiskFull, JobFailed, PacelineError, Unplaceable
 from paceline.master import lives, retention, states
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
@@ -75,11 +75,12 @@ class Controller:
     async def submit(self, submission: AnySubmission, user: str) -> JobRow:
         """Store a job, then plan it.
 
-        Raises Unplaceable where no cluster like this one could ever run it, or the user's quota never lets it.
+        Raises Unplaceable where no cluster like this one could ever run it, or the user's quota never lets it, and
+        Conflict where the request id is another user's.
         """
         known = await asyncio.to_thread(self._store.job_of_request, submission.request_id)
         if known is not None:
-            return known
+            return _theirs(known, user)
         check_quota(submission, user, self._policy.quota(user))
         if isinstance(submission, Submission):
             submission = decided(self._cluster.nodes(), submission, self._knowledge.of(submission))
@@ -89,7 +90,7 @@ class Controller:
         if new:
             self._adopt(lives.new(row.id, submission), row)
             self.scheduler.wake()
-        return row
+        return _theirs(row, user)
 
     def check_placeable(self, submission: AnySubmission) -> None:
         """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
@@ -254,3 +255,13 @@ class Controller:
             self._blobs.remove(names - retention.blobs_in_use(self._store.jobs(), time.time()))  # twins share blobs
         except (OSError, PacelineError) as error:
             log.error("discard_failed", blobs=len(names), error=str(error))
+
+
+def _theirs(known: JobRow, user: str) -> JobRow:
+    """The job that a request id stands for. Raises Conflict where it is another user's."""
+    if known.user != user:
+        raise Conflict(
+            f"the request id {known.request_id[:100]!r} stands for {known.id}, a job of {known.user}.",
+            "Choose another request_id, or leave it out.",
+        )
+    return known

@@ -20,7 +20,7 @@ from paceline.plan import NodeReason
 from paceline.planner.predict import Slot
 from paceline.planner.profiles import Workload
 from paceline.planner.reconsider import Add, Course, Drop, Member, Straggler, reconsider, stragglers
-from paceline.stop import MaxTime, leaves, step_bound
+from paceline.stop import MaxTime, StopCondition, bound_of, step_bound
 
 NAMED_ROUNDS, SETTLED_ROUNDS = 2, 4  # of the same members and shares, before a straggler is named, or a member goes
 AGREED_ROUNDS = 3  # in a row that find the same members too many: one slow round is no reason
@@ -115,14 +115,17 @@ def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS
 
 
 def _steps_to_go(job: Job, state: Running, step_s: float, now: float) -> float:
-    """To the known bound, by steps or by time, whichever is nearer; convergence is not foreseen."""
-    stop = job.submission.options.stop
-    bound = step_bound(stop, state.grid.steps_per_epoch)
-    by_steps = math.inf if bound is None else bound - job.training.step
-    ends_s = [leaf.seconds for leaf in leaves(stop) if isinstance(leaf, MaxTime)]
+    """To the known bound, by steps or by time; convergence is not foreseen."""
     elapsed_s = job.elapsed_s + now - state.since
-    by_time = (min(ends_s) - elapsed_s) / step_s if ends_s else math.inf
-    return max(0.0, min(by_steps, by_time))
+
+    def of_leaf(leaf: StopCondition) -> float | None:
+        if isinstance(leaf, MaxTime):
+            return (leaf.seconds - elapsed_s) / step_s
+        step = step_bound(leaf, state.grid.steps_per_epoch)
+        return None if step is None else step - job.training.step
+
+    bound = bound_of(job.submission.options.stop, of_leaf)
+    return math.inf if bound is None else max(0.0, bound)
 
 
 def _let_go(state: Running, left: Sequence[Member], decision: Drop, now: float) -> Running:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.errors import InvalidSpec, NotYetSupported, Unplaceable, UserCodeError
-from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER
 from paceline.master.ends import end, state_record
 from paceline.master.profiles import kind_of, with_memory
 from paceline.master.states import (
@@ -37,14 +36,13 @@ from paceline.messages import FromWorker, Probed, ProbeSetup, WorkerFailed, Work
 from paceline.plan import Node, Placement, Plan
 from paceline.planner.planner import plan_workers
 from paceline.planner.predict import WORKER_BASE_BYTES
+from paceline.planner.profiles import rough_seconds
 from paceline.planner.rooms import MASTER_BYTES
 from paceline.spec import Facts, Submission, TrainOptions
-from paceline.stop import step_bound
 
 PROBE = "probe"
 PROBE_BOUND_S = 60.0
 PROBE_S = 2.0  # what one costs, a small model's build included
-USUAL_FLOP_PER_S = 5e10  # of a core of 2023, on which `grid.CELL_FLOP` was fitted
 DOUBT = 0.25  # of a place's memory: what the facts put above it may not fit
 ENDS_THE_JOB = tuple(kind.code for kind in (UserCodeError, InvalidSpec, NotYetSupported, Unplaceable))
 
@@ -108,7 +106,7 @@ def why_not(job: Job, places: Sequence[ProbePlace], nodes: Sequence[Node]) -> st
     options, facts = job.submission.options, job.submission.facts
     if rough_bytes(options, facts) > DOUBT * min(place.memory for place in places):
         return ""
-    seconds = _rough_seconds(options, facts)
+    seconds = rough_seconds(options, facts)
     if seconds is not None and seconds < PROBE_S:
         return f"not probed: about {seconds:.2g} s of work in all, where a probe takes {PROBE_S:g} s"
     if len(places) > 1:
@@ -135,19 +133,6 @@ def _workers(options: TrainOptions, workers: int) -> TrainOptions:
 def _memory(node: Node) -> int:
     kept_back = MASTER_BYTES if node.is_master else 0
     return max(0, node.free_memory - kept_back - WORKER_BASE_BYTES)
-
-
-def _rough_seconds(options: TrainOptions, facts: Facts) -> float | None:
-    """Of all steps on one core, to the stop condition's bound; None where the facts do not tell."""
-    if facts.train_samples is None or facts.flop_per_sample is None:
-        return None
-    grid = options.grid(facts.train_samples)
-    steps = step_bound(options.stop, grid.steps_per_epoch)
-    if steps is None:
-        return None
-    cell = CELL_FLOP + CELL_FLOP_PER_PARAMETER * (facts.parameters or 0)
-    flop = 3 * facts.flop_per_sample * options.batch_size + options.microbatches * cell
-    return steps * flop / (USUAL_FLOP_PER_S * options.threads)
 
 
 # ---- what comes of it ----

@@ -12,7 +12,7 @@ from paceline.plan import Node, Prediction
 from paceline.planner.exchange import UNKNOWN_LINK, Exchange, exchange
 from paceline.planner.profiles import Costs, Workload, costs
 from paceline.shares import Share, num_nodes, split_by_speed
-from paceline.stop import AllOf, AnyOf, MaxTime, StopCondition, leaves, step_bound
+from paceline.stop import MaxTime, StopCondition, bound_of, leaves, step_bound
 
 WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
 EXCHANGE_COPIES = 3  # of the gradients, in an exchange: what leaves, what comes, and the sum
@@ -147,17 +147,15 @@ def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
 
 def _bound_s(stop: StopCondition, steps_per_epoch: int | None, paced_s: float) -> float | None:
     """Seconds of training by which the condition must have fired; metrics and patience never count as met."""
-    if isinstance(stop, AnyOf | AllOf):
-        bounds = [_bound_s(part, steps_per_epoch, paced_s) for part in stop.conditions]
-        known = [bound for bound in bounds if bound is not None]
-        if isinstance(stop, AnyOf):
-            return min(known, default=None)
-        return max(known) if len(known) == len(bounds) else None
-    if isinstance(stop, MaxTime):
-        return stop.seconds
-    steps = step_bound(stop, steps_per_epoch or 1)
-    unknown = steps is None or (steps_per_epoch is None and stop.kind == "max_epochs")
-    return None if unknown or steps is None else steps * paced_s
+
+    def of_leaf(leaf: StopCondition) -> float | None:
+        if isinstance(leaf, MaxTime):
+            return leaf.seconds
+        steps = step_bound(leaf, steps_per_epoch or 1)
+        unknown = steps is None or (steps_per_epoch is None and leaf.kind == "max_epochs")
+        return None if unknown or steps is None else steps * paced_s
+
+    return bound_of(stop, of_leaf)
 
 
 def _cost(slots: Sequence[Slot], finish_s: float | None) -> float | None:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
-from paceline.measured import CellTime, Link, Measured, Profile
+from paceline.measured import COPIES_ALONE, CellTime, Link, Measured, Profile
 from paceline.plan import Node
 from paceline.spec import Facts, TrainOptions
+from paceline.stop import step_bound
 
 USUAL_FLOP_PER_S = {"cpu": 1e11, "cuda": 2e13, "mps": 4e12}  # of a core, of a device, where none was calibrated
 PART_OF_CALIBRATED = 0.3  # that a model's own operations reach of a matrix product's rate
 UPDATE_FLOP_PER_PARAMETER = 40.0  # an optimizer's step, in operations that take as long
 DISPATCH_S = {"cpu": 0.0, "cuda": 2e-3, "mps": 4e-3}  # a pass's launches, which no device makes shorter
 BUILD_S = 0.5  # a warm worker's setup of a small model
-COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save
 STATE_COPIES = 4
 MOST_FLOP = 1e30  # of a step: what a client sends may be any number
 LEAST_S = 1e-9  # of a microbatch, so that rates are finite
@@ -161,6 +161,18 @@ def estimated(work: Workload, hardware_class: str, kind: str, speed: float | Non
         at=0.0,
     )
     return made, work.facts.parameters is not None or work.facts.flop_per_sample is not None
+
+
+def rough_seconds(options: TrainOptions, facts: Facts) -> float | None:
+    """Of all steps on one usual core, to the stop condition's bound; None where the facts do not tell."""
+    work = Workload(options, facts)
+    if work.grid is None or facts.flop_per_sample is None:
+        return None
+    steps = step_bound(options.stop, work.grid.steps_per_epoch)
+    if steps is None:
+        return None
+    profile, _ = estimated(work, "", "cpu", None)
+    return steps * (options.microbatches * profile.cells[0].seconds + profile.update_s)
 
 
 def step_flop(work: Workload) -> float:

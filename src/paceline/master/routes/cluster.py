@@ -22,7 +22,7 @@ def version(master: The) -> Versions:
     return master.versions
 
 
-@router.post("/nodes/{node_id}/drain", status_code=204, dependencies=[allow("client")])
+@router.post("/nodes/{node_id}/drain", status_code=204, dependencies=[allow("admin")])
 async def drain(master: The, node_id: str) -> None:
     """Give a node back: it gets no more workers, and those that it has leave as soon as they can."""
     master.controller.drain(node_id)

@@ -1,4 +1,4 @@
-"""Jobs: submit, plan, watch, cancel, and fetch the result."""
+"""Jobs: submit, plan, watch, cancel, and fetch the result. The list is for all users; a job itself, for its owner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from paceline import versions
 from paceline.errors import Conflict, Expired, InvalidSpec
 from paceline.master import ledger
-from paceline.master.context import Master, The, TheCaller, allow
+from paceline.master.context import Caller, Master, The, TheCaller, TheJob, allow
 from paceline.master.feed import FeedEvent
 from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
@@ -41,7 +41,8 @@ class JobView(BaseModel):
     """A job as the API shows it. user: who submitted it.
 
     queue_place: 1 is next; None where it does not wait. expected_start_s: seconds from now by which it starts, as far
-    as predictions go; None where they can't tell. queue_reason: why it waits.
+    as predictions go; None where they can't tell. queue_reason: why it waits. history, values, error: empty where the
+    job is another user's.
     """
 
     id: str
@@ -101,8 +102,8 @@ class LogPage(BaseModel):
     next_offset: int
 
 
-def view(master: Master, row: JobRow) -> JobView:
-    wait = master.controller.scheduler.waits.get(row.id)
+def view(master: Master, row: JobRow, caller: Caller) -> JobView:
+    wait, own = master.controller.scheduler.waits.get(row.id), caller.owns(row)
     return JobView(
         id=row.id,
         kind="script" if is_script(row.submission) else "train",
@@ -111,16 +112,16 @@ def view(master: Master, row: JobRow) -> JobView:
         state=row.state,
         attempt=row.attempt,
         step=row.training.get("step", 0),
-        history=_finite(row),
+        history=_finite(row) if own else [],
         plan=Plan.model_validate(row.plan) if row.plan else None,
-        error=row.error,
+        error=row.error if own else None,
         queue_place=wait.place if wait else None,
         expected_start_s=wait.start_in_s if wait else None,
         queue_reason=wait.reason if wait else None,
         created_at=row.created_at,
         ended_at=row.ended_at,
         delivered_at=row.delivered_at,
-        values=row.submission["facts"]["values"] if "facts" in row.submission else [],
+        values=row.submission["facts"]["values"] if own and "facts" in row.submission else [],
         train_seconds=row.elapsed_s,
     )
 
@@ -142,7 +143,7 @@ async def submit(master: The, caller: TheCaller, submission: Submission) -> JobV
     await run_in_threadpool(check_submission, master, submission)
     job_id = (await master.controller.submit(submission, caller.user)).id
     await master.controller.scheduler.looked_at(job_id, LOOKED_AT_WITHIN_S)
-    return view(master, await run_in_threadpool(master.store.job, job_id))
+    return view(master, await run_in_threadpool(master.store.job, job_id), caller)
 
 
 @router.post("/plan")
@@ -171,55 +172,52 @@ def check_blobs(master: Master, names: Iterable[str]) -> None:
 
 
 @router.get("")
-async def jobs(master: The) -> list[JobView]:
-    """All jobs, newest first."""
-    return [view(master, row) for row in await run_in_threadpool(master.store.jobs)]
+async def jobs(master: The, caller: TheCaller) -> list[JobView]:
+    """All jobs of all users, newest first."""
+    return [view(master, row, caller) for row in await run_in_threadpool(master.store.jobs)]
 
 
 @router.get("/{job_id}")
-async def job(master: The, job_id: str) -> JobView:
+async def job(master: The, caller: TheCaller, row: TheJob) -> JobView:
     """One job."""
-    return view(master, await run_in_threadpool(master.store.job, job_id))
+    return view(master, row, caller)
 
 
 @router.get("/{job_id}/options")
-def options(master: The, job_id: str) -> TrainOptions | ScriptOptions:
+def options(row: TheJob) -> TrainOptions | ScriptOptions:
     """The plain part of the job's spec."""
-    return submission_of(master.store.job(job_id).submission).options
+    return submission_of(row.submission).options
 
 
 @router.post("/{job_id}/cancel")
-async def cancel(master: The, job_id: str) -> JobView:
+async def cancel(master: The, caller: TheCaller, row: TheJob) -> JobView:
     """End a job without a model. A job that has ended stays as it is."""
-    row = await run_in_threadpool(master.store.job, job_id)
     master.controller.post(row.id, CancelRequested())
-    return view(master, row)
+    return view(master, row, caller)
 
 
 @router.post("/{job_id}/scale")
-async def scale(master: The, job_id: str, workers: Annotated[int, Query(ge=1)]) -> JobView:
+async def scale(master: The, caller: TheCaller, row: TheJob, workers: Annotated[int, Query(ge=1)]) -> JobView:
     """Train with so many workers from the next round on, or from its start where the job waits. The model stays."""
-    row = await run_in_threadpool(master.store.job, job_id)
     if row.state in ENDED:
-        raise Conflict(f"job {job_id} is {row.state}; it trains no more.", "Submit it again.")
+        raise Conflict(f"job {row.id} is {row.state}; it trains no more.", "Submit it again.")
     if is_script(row.submission):
-        raise Conflict(f"job {job_id} runs a script, whose number of ranks is fixed.", "Submit it again with another.")
+        raise Conflict(f"job {row.id} runs a script, whose number of ranks is fixed.", "Submit it again with another.")
     options = TrainOptions.model_validate(row.submission["options"])
     cells = options.batch_size if options.sync == "sharded" else options.microbatches
     if workers > cells:
         raise InvalidSpec(
-            f"{workers} workers were asked for, and job {job_id} cuts a batch into {cells} microbatches.",
+            f"{workers} workers were asked for, and job {row.id} cuts a batch into {cells} microbatches.",
             f"Ask for at most {cells} workers.",
         )
     master.controller.post(row.id, ScaleRequested(workers))
-    return view(master, row)
+    return view(master, row, caller)
 
 
 @router.get("/{job_id}/events")
-async def events(master: The, job_id: str, after: Place = 0, follow: bool = True) -> StreamingResponse:
+async def events(master: The, row: TheJob, after: Place = 0, follow: bool = True) -> StreamingResponse:
     """Server-sent events from `after` on, live until the job has ended; without `follow`, those so far."""
-    await run_in_threadpool(master.store.job, job_id)
-    return StreamingResponse(_stream(master, job_id, after, follow), media_type="text/event-stream")
+    return StreamingResponse(_stream(master, row.id, after, follow), media_type="text/event-stream")
 
 
 async def _stream(master: Master, job_id: str, after: int, follow: bool) -> AsyncIterator[str]:
@@ -252,15 +250,14 @@ def _sse(event: FeedEvent) -> str:
 
 
 @router.get("/{job_id}/result")
-async def result(master: The, job_id: str) -> ResultView:
+async def result(master: The, row: TheJob) -> ResultView:
     """The trained model's description; fetch its blob, check the digest, then acknowledge."""
-    row = await run_in_threadpool(master.store.job, job_id)
     if is_script(row.submission):
-        raise Conflict(f"job {job_id} runs a script, and has no model.", f"Its output: `paceline output {job_id}`.")
+        raise Conflict(f"job {row.id} runs a script, and has no model.", f"Its output: `paceline output {row.id}`.")
     if row.state != "SUCCEEDED" or row.delivery is None or row.plan is None:
-        raise Conflict(f"job {job_id} is {row.state} and has no model.", "Wait for it, or see `paceline job`.")
+        raise Conflict(f"job {row.id} is {row.state} and has no model.", "Wait for it, or see `paceline job`.")
     if not row.delivery["blob"]:
-        raise Expired(f"job {job_id}'s model was kept for the documented time and is gone.", "Train it again.")
+        raise Expired(f"job {row.id}'s model was kept for the documented time and is gone.", "Train it again.")
     return ResultView(
         job_id=row.id,
         history=_finite(row),
@@ -274,18 +271,17 @@ async def result(master: The, job_id: str) -> ResultView:
 
 
 @router.post("/{job_id}/delivered", status_code=204)
-def delivered(master: The, job_id: str, digest: str) -> None:
+def delivered(master: The, row: TheJob, digest: str) -> None:
     """The client has the model and checked its digest."""
-    row = master.store.job(job_id)
     if row.delivery is None or row.delivery.get("digest", row.delivery["blob"]) != digest:
-        raise Conflict(f"job {job_id} has no model with the digest {digest[:24]}….", "Fetch the result again.")
-    master.store.mark_delivered(job_id, time.time())
+        raise Conflict(f"job {row.id} has no model with the digest {digest[:24]}….", "Fetch the result again.")
+    master.store.mark_delivered(row.id, time.time())
 
 
 @router.get("/{job_id}/ledger")
-def job_ledger(master: The, job_id: str) -> list[dict[str, int]]:
+def job_ledger(master: The, row: TheJob) -> list[dict[str, int]]:
     """Per epoch: samples expected, committed, and committed twice."""
-    return _ledger(master, master.store.job(job_id))
+    return _ledger(master, row)
 
 
 def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
@@ -300,10 +296,9 @@ def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
 
 
 @router.get("/{job_id}/workers")
-async def workers(master: The, job_id: str) -> list[WorkerView]:
+async def workers(master: The, row: TheJob) -> list[WorkerView]:
     """The job's live workers, by rank."""
-    row = await run_in_threadpool(master.store.job, job_id)
-    found = master.cluster.of_attempt(job_id, row.attempt)
+    found = master.cluster.of_attempt(row.id, row.attempt)
     return [
         WorkerView(rank=rank, node=w.placement.node_name, pid=w.pid, share=w.placement.share, last_step=w.last_step)
         for rank, w in sorted(found.items())
@@ -311,10 +306,9 @@ async def workers(master: The, job_id: str) -> list[WorkerView]:
 
 
 @router.get("/{job_id}/logs")
-def logs(master: The, job_id: str, offset: Place = 0) -> LogPage:
+def logs(master: The, row: TheJob, offset: Place = 0) -> LogPage:
     """What the job's workers printed, from a byte offset on."""
-    master.store.job(job_id)
-    path = master.logs / f"{job_id}.log"
+    path = master.logs / f"{row.id}.log"
     if not path.exists():
         return LogPage(text="", next_offset=0)
     with path.open("rb") as file:

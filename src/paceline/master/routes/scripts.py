@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from paceline import versions
 from paceline.errors import Conflict, Expired
-from paceline.master.context import Master, The, TheCaller, allow
+from paceline.master.context import Master, The, TheCaller, TheJob, allow
 from paceline.master.retention import expires_at
 from paceline.master.routes.jobs import JobView, check_blobs, view
 from paceline.messages import Returned
@@ -39,7 +39,7 @@ class OutputView(BaseModel):
 async def submit(master: The, caller: TheCaller, submission: ScriptSubmission) -> JobView:
     """Store a script's job, then plan and run it. The same request id again answers with the same job."""
     await run_in_threadpool(_check, master, submission)
-    return view(master, await master.controller.submit(submission, caller.user))
+    return view(master, await master.controller.submit(submission, caller.user), caller)
 
 
 @router.post("/scripts/plan")
@@ -63,14 +63,13 @@ def _check_versions(master: Master, submission: ScriptSubmission) -> None:
 
 
 @router.get("/jobs/{job_id}/output")
-async def output(master: The, job_id: str) -> OutputView:
+async def output(row: TheJob) -> OutputView:
     """What a script left, one that failed too; fetch the blob, then acknowledge."""
-    row = await run_in_threadpool(master.store.job, job_id)
     if row.delivery is None or "returned" not in row.delivery:
-        raise Conflict(f"job {job_id} is {row.state} and has no output.", "Wait for it, or see `paceline job`.")
+        raise Conflict(f"job {row.id} is {row.state} and has no output.", "Wait for it, or see `paceline job`.")
     at = expires_at(row)
     if at is not None and at <= time.time():
-        raise Expired(f"job {job_id}'s output was kept for the documented time and is gone.", "Run it again.")
+        raise Expired(f"job {row.id}'s output was kept for the documented time and is gone.", "Run it again.")
     return OutputView(
         job_id=row.id,
         blob=row.delivery["blob"] or None,
