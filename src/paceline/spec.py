@@ -179,6 +179,7 @@ class TrainSpec(PlainFields):
     """A training job, whole: the model, its data, how to train it, when to stop.
 
     model: an `nn.Module`, or a callable without arguments that builds one (under `seed`, on the worker).
+        The client calls it once, on torch's meta device, to tell its size; never with `sync="exact"`.
     train_data, val_data: a map-style Dataset; a tuple of arrays or tensors of equal length, the targets last; a
         `(table, "target column")` pair of a pandas or Arrow table; `ShardedData`, which need not fit on a node; or a
         callable that builds a Dataset or ShardedData on the node.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import paceline as pl
+from paceline.client.submission import prepare
 from paceline.master.lives import next_plan
 from paceline.master.probing import next_event
 from paceline.master.profiles import plan_by
@@ -131,6 +133,36 @@ def test_what_fits_on_no_node_is_sharded_where_that_is_left_to_the_master() -> N
     assert decided(nodes, sent(0.1)).options.sync == "auto"
     assert decided(nodes, sent(2.5, sync="exact")).options.sync == "exact"
     assert decided(nodes, sent(100)).options.sync == "auto"
+
+
+def test_a_builders_size_is_told_without_memory_so_that_auto_can_turn_to_sharded() -> None:
+    made: list[torch.nn.Module] = []
+
+    def large() -> torch.nn.Module:
+        made.append(torch.nn.Sequential(*(torch.nn.Linear(2**13, 2**13, bias=False) for _ in range(10))))
+        return made[-1]
+
+    def asked(model: Any, sync: str = "auto") -> Submission:
+        sent = prepare(
+            pl.TrainSpec(
+                model=model, train_data=(torch.zeros(32, 4), torch.zeros(32)), loss=torch.nn.functional.mse_loss,
+                optimizer=torch.optim.AdamW, stop=pl.MaxSteps(1), sync=sync,
+            )
+        ).submission  # fmt: skip
+        assert isinstance(sent, Submission)
+        return sent
+
+    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(6)]
+    drawn = torch.random.get_rng_state()
+    found = asked(large)
+    assert torch.equal(drawn, torch.random.get_rng_state())
+    assert all(parameter.is_meta for parameter in made[0].parameters())
+    assert found.facts.parameter_bytes == 10 * 4 * 2**26
+    assert decided(nodes, found).options.sync == "sharded"
+    assert asked(large, "exact").facts.parameter_bytes is None
+    for unknown in (lambda: 1 / 0, lambda: "no module"):
+        assert asked(unknown).facts.parameter_bytes is None
+        assert decided(nodes, asked(unknown)).options.sync == "auto"
 
 
 def test_a_sharded_plan_tells_its_workers_though_nothing_is_predicted() -> None:

@@ -34,7 +34,7 @@ def flop_per_sample(spec: TrainSpec, train: Any) -> float | None:
     if not plain or not isinstance(train, Arrays) or len(train.columns) < 2 or not _is_small_module(spec.model):
         return None
     try:
-        with _unnoticed():
+        with unnoticed():
             return _counted(spec.model, train)
     except Exception:  # noqa: BLE001 - whatever is wrong with the model is told by the worker, where it counts
         return None
@@ -54,7 +54,7 @@ def _is_compiled(module: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _unnoticed() -> Iterator[None]:
+def unnoticed() -> Iterator[None]:
     """No gradients, no warnings, and all three generators of random numbers as before."""
     import torch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline.client.data import normalize
 from paceline.client.fingerprint import fingerprint
-from paceline.client.operations import flop_per_sample
+from paceline.client.operations import flop_per_sample, unnoticed
 from paceline.client.packaging import Package, pack
 from paceline.client.preflight import check_model, warn_of_large_captures
 from paceline.errors import InvalidSpec
@@ -57,7 +57,7 @@ def prepare(spec: TrainSpec, request_id: str | None = None) -> Packed:
 def _facts(spec: TrainSpec, train: Any, val: Any) -> Facts:
     """What is known without training; at most two samples have gone through a copy of the model."""
     model = spec.model if hasattr(spec.model, "parameters") and not isinstance(spec.model, type) else None
-    if model is None and spec.sync == "sharded":
+    if model is None and spec.sync in ("sharded", "auto"):  # which may turn to it, where the model fits on no node
         model = _without_memory(spec.model)
     parameters = None if model is None else [p for p in model.parameters() if p.requires_grad]
     return Facts(
@@ -74,14 +74,15 @@ def _facts(spec: TrainSpec, train: Any, val: Any) -> Facts:
 
 
 def _without_memory(builder: Any) -> Any:
-    """What the builder builds, on the meta device; None where it can't."""
-    import torch
-
+    """What the builder builds, on the meta device; None where it can't. Random numbers are put back."""
     try:
-        with torch.device("meta"):
-            return builder()
+        import torch
+
+        with unnoticed(), torch.device("meta"):
+            model = builder()
     except Exception:  # noqa: BLE001 - whatever is wrong with the model is told by the worker, where it counts
         return None
+    return model if isinstance(model, torch.nn.Module) else None
 
 
 def _length(data: Any) -> int | None:

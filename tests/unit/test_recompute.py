@@ -1,0 +1,67 @@
+"""Activations computed again in backward: another memory, the same losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore
+
+from paceline.messages import Group
+from paceline.plan import Sharding
+from paceline.training.footprint import LiveBytes
+from paceline.training.monitor import Monitor
+from paceline.training.seeds import seed_microbatch
+from paceline.training.sharded.group import ShardGroup
+from paceline.training.sharded.materialise import shard, skeleton
+
+SEED = 3
+UNITS, WIDTH, SAMPLES = 16, 512, 1024
+
+
+def deep() -> torch.nn.Module:
+    """Units of a MiB each, with dropout, whose random numbers are drawn twice where it is recomputed."""
+    block = [
+        torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Dropout(0.1), torch.nn.Tanh()) for _ in range(UNITS)
+    ]
+    return torch.nn.Sequential(*block, torch.nn.Linear(WIDTH, 1))
+
+
+@pytest.fixture
+def alone() -> Iterator[ShardGroup]:
+    """A group of one."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = Group(key="only", host="127.0.0.1", port=store.port, members=(0,), shares=((0, 1),))
+    yield ShardGroup(told, 0, torch.device("cpu"), Monitor())
+    dist.destroy_process_group()
+
+
+def trained(group: ShardGroup, sharding: Sharding) -> tuple[list[float], int]:
+    """(losses, the most bytes that a pass made)."""
+    model = skeleton(deep, SEED)
+    shard(model, group, SEED, sharding)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    samples = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(0))
+    losses, most = [], 0
+    for step in range(3):
+        seed_microbatch(SEED, step, 0, group.device)
+        with LiveBytes() as live:
+            loss = (model(samples) - samples.mean(1, keepdim=True)).square().mean()
+            loss.backward()
+        most = max(most, live.most)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses, most
+
+
+@pytest.mark.slow
+def test_recomputed_activations_change_no_loss_and_take_less_memory(alone: ShardGroup) -> None:
+    kept, kept_bytes = trained(alone, Sharding(microbatches=1))
+    again, again_bytes = trained(alone, Sharding(microbatches=1, recompute=True))
+    assert again == pytest.approx(kept, rel=1e-5)
+    assert again[0] != again[-1]
+    inside = SAMPLES * WIDTH * 4  # of a unit: dropout's factors; its input, the output of the one before, is kept
+    assert kept_bytes - again_bytes >= (UNITS - 2) * inside  # the one being computed has its own, and outputs beside
