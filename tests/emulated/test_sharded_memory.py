@@ -28,7 +28,7 @@ LAYER_BYTES = 4 * (4 * WIDTH * WIDTH + 8 * WIDTH * WIDTH)
 LAYERS = TIMES * NODE_BYTES // COPIES // LAYER_BYTES + 1
 PREDICTED_WITHIN = 0.15
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Transformer(nn.Module):
@@ -121,8 +121,9 @@ def test_a_transformer_of_three_times_a_nodes_memory_trains_on_four_nodes() -> N
     assert sum(tensor.nbytes for tensor in result.state_dict.values()) * COPIES == state_bytes
     print({"state": state_bytes, "predicted": plan.memory_per_worker, "workers": [held[pid] for pid in workers]})
     print({"others, the largest": sorted((most for pid, most in held.items() if pid not in workers), reverse=True)[:6]})
+    own = plan.memory_per_worker - plan.sharding.copy_bytes  # copies lie in files
     for pid in workers:
-        assert held[pid] == pytest.approx(plan.memory_per_worker, rel=PREDICTED_WITHIN)
+        assert held[pid] == pytest.approx(own, rel=PREDICTED_WITHIN)
     others = [most for pid, most in held.items() if pid not in workers]
     assert max(others) < state_bytes // COPIES // 2  # this process, the master and the agents hold no model
 

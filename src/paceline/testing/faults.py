@@ -15,6 +15,7 @@ import psutil
 Kind = Literal["kill", "hang", "kill_all", "kill_agent", "kill_fork_server", "scale"]
 OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
 POLL_S = 0.01
+MOST_IN_VAIN = 2  # faults in a row with no step between them: a job that is lost so a third time is given up
 
 
 class Target(Protocol):
@@ -101,14 +102,18 @@ class FaultPlan:
     def run(self, job: Target) -> list[Fault]:
         """Inflict the faults, each as soon as it is due; return those that hit, until the job is over."""
         hit: list[Fault] = []
+        reached, in_vain = -1, 0
         for fault in self.faults:
             time.sleep(fault.after_s)
-            while not _due(fault, job):
+            while not _due(fault, job) or (in_vain == MOST_IN_VAIN and _step(job) <= reached):
                 if job.state in OVER:
                     return hit
                 time.sleep(POLL_S)
+            step = _step(job)
             if _inflict(fault, job):
                 hit.append(fault)
+                in_vain = 1 if step > reached else in_vain + 1
+                reached = max(reached, step)
         return hit
 
     def _then(self, fault: Fault) -> FaultPlan:
@@ -120,6 +125,11 @@ def _due(fault: Fault, job: Target) -> bool:
     if fault.rank is not None and fault.rank not in [worker["rank"] for worker in workers]:
         return False
     return bool(workers) and max(worker["last_step"] for worker in workers) >= fault.at_step
+
+
+def _step(job: Target) -> int:
+    """The last one that the master knows any live worker to have done."""
+    return max([worker["last_step"] for worker in job.workers() if worker["pid"] is not None], default=0)
 
 
 def _inflict(fault: Fault, job: Target) -> bool:

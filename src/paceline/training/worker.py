@@ -92,8 +92,8 @@ class WorkerProcess:
         """
         try:
             while True:
-                time.sleep(BEAT_EVERY_S)
                 self._channel.send(self._monitor.beat())
+                time.sleep(BEAT_EVERY_S)
         except MasterGone:
             if os.getpgrp() == os.getpid():
                 os.killpg(0, signal.SIGKILL)
