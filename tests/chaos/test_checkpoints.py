@@ -81,7 +81,7 @@ def end_all_workers(job: pl.Job, after: Callable[[], None]) -> None:
         pytest.param(flip_a_byte, 1, id="other bytes"),
         pytest.param(cut_short, 1, id="too short", marks=pytest.mark.slow),
         pytest.param(Path.unlink, 1, id="gone", marks=pytest.mark.slow),
-        pytest.param(flip_a_byte, 2, id="both"),
+        pytest.param(flip_a_byte, 2, id="both", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_checkpoint_costs_steps_and_neither_the_model_nor_the_ledger(
@@ -107,6 +107,7 @@ def test_a_damaged_checkpoint_costs_steps_and_neither_the_model_nor_the_ledger(
     assert [row for row in result.ledger if row["committed"] != row["expected"] or row["twice"]] == []
 
 
+@pytest.mark.slow
 def test_the_best_model_rides_in_the_checkpoint_that_is_resumed(
     master: pl.Client, folder: Path, reference: pl.Result
 ) -> None:

@@ -298,6 +298,7 @@ def test_run_shows_what_a_script_prints_and_fetches_its_output(shell: Shell, up:
     assert shell.error("model", job["id"])[1]["code"] == "conflict"
 
 
+@pytest.mark.slow
 def test_run_ends_with_the_traceback_of_the_rank_that_failed(shell: Shell, up: dict[str, Any]) -> None:
     def refused(*arguments: str) -> tuple[int, dict[str, Any]]:  # a --json at the end would be the script's
         done = shell.run("run", "--json", "--workdir", "project", *arguments)
@@ -348,6 +349,7 @@ def test_drain_moves_a_job_to_another_node_and_names_a_node_that_is_not_there(sh
     wait_until(lambda: len(shell.json("nodes")) == 1)
 
 
+@pytest.mark.slow
 def test_tokens_makes_a_users_login_which_ends_with_its_revocation(
     shell: Shell, up: dict[str, Any], trained: dict[str, Any]
 ) -> None:
@@ -470,6 +472,7 @@ def test_doctor_tells_the_isolation_and_fails_only_where_the_known_master_does_n
     assert (done.code, json.loads(done.out)["ok"]) == (5, False)
 
 
+@pytest.mark.slow
 def test_train_local_needs_no_master_and_leaves_none(tmp_path: Path, trained: dict[str, Any]) -> None:
     alone = shell_in(tmp_path / "alone")
     told = alone.json("train", "job.py", "--local")
@@ -479,6 +482,7 @@ def test_train_local_needs_no_master_and_leaves_none(tmp_path: Path, trained: di
     assert not (alone.folder / "data").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_up_without_a_traceback_or_a_process_and_its_jobs_are_known_again(tmp_path: Path) -> None:
     shell = shell_in(tmp_path / "user")
     with started(shell, "up", "--port", "0", "--cores", "1") as (process, _):

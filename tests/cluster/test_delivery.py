@@ -43,6 +43,7 @@ def test_bytes_that_do_not_match_the_digest_are_refused_and_not_acknowledged(cli
     assert job.info()["delivered_at"] is None
 
 
+@pytest.mark.slow
 def test_the_best_model_is_delivered_where_that_is_asked_for(client: pl.Client) -> None:
     overfit = {"optimizer": partial(torch.optim.SGD, lr=2.0), "stop": pl.MaxEpochs(6)}
     best = client.submit(spec(keep="best:val_loss", **overfit)).result(timeout=60)

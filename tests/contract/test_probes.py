@@ -94,7 +94,8 @@ class Unforeseen(torch.nn.Module):
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_nothing_is_started(
     cluster: pl.Client, model: Any
 ) -> None:
-    job = cluster.submit(spec(model, **SHORT))
+    unseen = spec(model, sync="exact", **SHORT)  # else the client would tell its size, and it would not be taken
+    job = cluster.submit(unseen)
     with pytest.raises(pl.Unplaceable, match=r"needs 1 worker.* [\d.]+ GiB each"):
         job.result(timeout=30)
     assert states(job) == ["QUEUED", "PLANNING", "QUEUED", "FAILED"]
@@ -102,7 +103,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_nothing_is_st
     assert (row["fits"], row["cells"]) == (False, [])
     assert row["worker_bytes"] > row["memory"]
     with pytest.raises(pl.Unplaceable):  # the next of the kind is not even taken
-        cluster.submit(spec(model, **SHORT))
+        cluster.submit(unseen)
 
 
 def killed_in_the_probe(mark: Path) -> Any:

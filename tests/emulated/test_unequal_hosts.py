@@ -54,6 +54,7 @@ def wait_for_step(job: pl.Job, step: int) -> None:
     wait_until(lambda: any(worker["last_step"] >= step for worker in job.workers()))
 
 
+@pytest.mark.slow
 def test_unequal_hosts_on_narrow_links_give_the_reference_digest(emulated: EmulatedCluster, reference: str) -> None:
     job = submit(emulated)
     ends_well(job, reference)

@@ -83,6 +83,7 @@ def test_fashion_mnist_reaches_90_percent(machine: pl.Client) -> None:
     assert [epoch["committed"] for epoch in result.ledger] == [60_000] * 5
 
 
+@pytest.mark.slow
 def test_shakespeare_learns_more_than_letter_frequencies_in_40_steps(machine: pl.Client) -> None:
     shakespeare = example("shakespeare")
     val_data = tuple(column[:500] for column in shakespeare.spec.val_data)
@@ -101,6 +102,7 @@ def test_shakespeare_reaches_1_75_nats_per_character(machine: pl.Client) -> None
     assert result.history[-1]["val_loss"] <= shakespeare.EXPECTED_LOSS == 1.75
 
 
+@pytest.mark.slow
 def test_flights_beats_the_mean_and_the_linear_model_in_two_epochs(machine: pl.Client) -> None:
     flights = example("flights")
     train_table, val_table = flights.train_table, flights.val_table

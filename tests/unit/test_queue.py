@@ -323,7 +323,7 @@ def traces(draw: st.DrawFn, most_priority: int, spread_s: float, users: Sequence
     ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(traces(most_priority=3, spread_s=1000, users=["ann", "bob"]))
 def test_every_job_starts_however_large_or_low_it_is(arrivals: list[tuple[float, Asked]]) -> None:
     simulation = Simulation(EIGHT, arrivals, Policy())
@@ -334,7 +334,7 @@ def test_every_job_starts_however_large_or_low_it_is(arrivals: list[tuple[float,
 ENDS_AT_ONCE = [("small", 1, 1.0), ("small too", 1, 1.0), ("large", 7, 1.0), ("beside", 1, 1.0), ("after", 2, 2.0)]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @example([(0.0, Asked(name, workers, seconds)) for name, workers, seconds in ENDS_AT_ONCE])
 @given(traces(most_priority=0, spread_s=0, users=["ann"]))
 def test_where_predictions_hold_nobody_of_one_user_starts_later_than_first_told(
