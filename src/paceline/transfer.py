@@ -15,7 +15,8 @@ import httpx
 from paceline.digest import file_sha256
 from paceline.errors import Corrupt, DiskFull, MasterUnreachable, PacelineError, ProtocolError, from_json
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 8 * 2**20  # of a request
+PIECE_BYTES = 2**18  # held in memory, some times over, while it is sent
 ATTEMPTS = 5
 MISSING_AT_ONCE = 1000
 
@@ -78,10 +79,12 @@ class BlobStore:
         """Send a blob. name: its sha256. Raises Corrupt where the master got other bytes than the name says."""
         offset, failures = 0, 0
         while True:
-            chunk = bytes(data[offset : offset + CHUNK_BYTES])
-            where = {"offset": offset, "total": len(data)}
+            end = min(offset + CHUNK_BYTES, len(data))
+            where, length = {"offset": offset, "total": len(data)}, {"Content-Length": str(end - offset)}
+            pieces = (bytes(data[at : min(at + PIECE_BYTES, end)]) for at in range(offset, end, PIECE_BYTES))
             try:
-                answer = raise_for(self._http.put(f"/api/v1/blobs/{name}", params=where, content=chunk)).json()
+                sent = self._http.put(f"/api/v1/blobs/{name}", params=where, headers=length, content=pieces)
+                answer = raise_for(sent).json()
             except httpx.TransportError as error:
                 failures = self._failed(failures, error)
                 continue

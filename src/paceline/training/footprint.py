@@ -22,10 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from paceline.spec import TrainOptions
 from paceline.training.program import Program, assemble, build_model
-from paceline.transfer import CHUNK_BYTES
 
 FAKE_BOUND_S = 30.0
-COPIES_TO_SEND = 3  # of a chunk: cut out, framed, and buffered
 OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step imports
 
 
@@ -47,11 +45,7 @@ class Footprint:
         best = self.model if keeps_best else 0
         sums = (live_sums(cells) - 1) * self.gradients
         copied = self.model + self.optimizer + best
-        return self.state + self.activations + sums + best + copied + self.sent() + OVERHEAD_BYTES
-
-    def sent(self) -> int:
-        """What is held of a checkpoint while it is sent."""
-        return COPIES_TO_SEND * min(self.model + self.optimizer, CHUNK_BYTES)
+        return self.state + self.activations + sums + best + copied + OVERHEAD_BYTES
 
 
 def live_sums(cells: int) -> int:

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
-from paceline.errors import InvalidSpec
+from paceline.errors import Corrupt, InvalidSpec
 from paceline.master.context import The, allow
 
 MAX_CHUNK_BYTES = 64 * 2**20
@@ -42,7 +43,10 @@ async def upload(master: The, name: str, offset: int, total: int, request: Reque
     length = int(request.headers.get("content-length", MAX_CHUNK_BYTES + 1))
     if length > MAX_CHUNK_BYTES or offset < 0 or total < 1:
         raise InvalidSpec(f"a chunk of {length} bytes at {offset} of {total} can't be taken.", "Send 64 MiB at most.")
-    chunk = await request.body()
+    try:
+        chunk = await request.body()
+    except ClientDisconnect as gone:
+        raise Corrupt(f"the sender of blob {name} went away in a chunk.", "Send it again from the last offset.") from gone
     received, complete = await run_in_threadpool(master.blobs.append, name, offset, total, chunk)
     return Received(received=received, complete=complete)
 
