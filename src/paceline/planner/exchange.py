@@ -22,6 +22,7 @@ LEAST_RATE = 1.0  # bytes/s, of nodes that can't reach each other: such an excha
 BUCKET_BYTES = 1 << 20  # as in training/exchange.py
 SUMS_AT_ONCE = 2  # gloo's threads
 CPU_S_PER_BYTE = 0.5e-9  # at either end: packing, the socket, adding. From `benchmarks/throughput.py` on the loopback
+RINGS_A_PASS = 3  # of sharded training
 COLLECTIVE_S = 2e-4  # that one takes however few its bytes
 
 
@@ -84,6 +85,39 @@ def exchange(
         seconds=sums_s + ring_s + hops * ways.latency_s + collectives_s,
         early_s=early_s,
         sent=tuple([(world - 1) * part * (number + 1) for number in tree_nodes]),
+        unknown=ways.unknown,
+        on_links=len(workers) > 1,
+    )
+
+
+def gathers(
+    hosts: Sequence[Node],
+    parameter_bytes: int,
+    passes: int,
+    units: int,
+    threads: int,
+    links: Mapping[str, Mapping[str, Link]],
+    pace: Mapping[str, float],
+) -> Exchange:
+    """What a step takes where the parameters are sharded. passes: of each worker. The rest as in `exchange`.
+
+    In each pass every unit is gathered twice, for forward and for backward, and its gradients are summed once: three
+    rings, in each of which a worker sends (W-1)/W of the bytes. All but the first unit's may go on under the computing.
+    """
+    world = len(hosts)
+    if world == 1:
+        return Exchange()
+    sent = RINGS_A_PASS * passes * parameter_bytes * (world - 1) / world
+    workers = Counter([host.id for host in hosts])
+    ways = _Ways(workers, workers, links)
+    cores = {host.id: host.cores / pace.get(host.id, 1.0) for host in hosts}
+    cpu_s = max([2 * mine * sent * CPU_S_PER_BYTE / min(cores[name], mine * threads) for name, mine in workers.items()])
+    collective_s = COLLECTIVE_S * max([pace.get(name, 1.0) for name in workers]) + (world - 1) * ways.latency_s
+    seconds = max(sent / ways.slowest, cpu_s) + RINGS_A_PASS * passes * units * collective_s
+    return Exchange(
+        seconds=seconds,
+        early_s=seconds * (units - 1) / units,
+        sent=tuple([sent] * world),
         unknown=ways.unknown,
         on_links=len(workers) > 1,
     )

@@ -50,6 +50,20 @@ class Crew:
     timed: bool = False
 
 
+@dataclass(frozen=True)
+class Times:
+    """Of one step. hidden_s: what of the exchange goes on under the computing."""
+
+    compute_s: float
+    exchange: Exchange
+    hidden_s: float
+    update_s: float
+
+    @property
+    def step_s(self) -> float:
+        return self.compute_s + self.exchange.seconds - self.hidden_s + self.update_s
+
+
 def crew_of(work: Workload, slots: Sequence[Slot]) -> Crew:
     each = [costs(work, slot.node, slot.kind) for slot in slots]
     crowd = Counter([slot.node.id for slot in slots])
@@ -76,21 +90,26 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
     taking_part = [(end - first, s) for (first, end), s in zip(shares, crew.cell_s, strict=True) if end > first]
     compute_s = max([cells * s for cells, s in taking_part])
     hidden_s = min(exchanged.early_s, BACKWARD_PART * min([s for _, s in taking_part]))
-    step_s = compute_s + exchanged.seconds - hidden_s + crew.update_s
+    memory_bytes = max([worker_bytes(work, cost, len(crew.slots)) for cost in crew.costs])
+    return prediction(work, crew, Times(compute_s, exchanged, hidden_s, crew.update_s), memory_bytes)
+
+
+def prediction(work: Workload, crew: Crew, times: Times, memory_bytes: int) -> Prediction:
+    """For steps that take so long, by workers that each hold so many bytes."""
     several = len(crew.slots) > 1
     start_s = max([cost.profile.build_s for cost in crew.costs]) + (FORM_S if several else 0.0)
-    paced_s = step_s + _evaluation_s(work, crew.cell_s)
+    paced_s = times.step_s + _evaluation_s(work, crew.cell_s)
     trains_s = _bound_s(work.options.stop, work.grid.steps_per_epoch if work.grid else None, paced_s)
     finish_s = None if trains_s is None else start_s + trains_s
-    uncertainty, doubts = _doubts(crew, exchanged, step_s)
+    uncertainty, doubts = _doubts(crew, times.exchange, times.step_s)
     return Prediction(
-        step_s=step_s,
-        compute_s=compute_s,
-        exchange_s=exchanged.seconds,
-        hidden_s=hidden_s,
-        update_s=crew.update_s,
-        memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in crew.costs]),
-        traffic_bytes_per_step=round(exchanged.bytes),
+        step_s=times.step_s,
+        compute_s=times.compute_s,
+        exchange_s=times.exchange.seconds,
+        hidden_s=times.hidden_s,
+        update_s=times.update_s,
+        memory_bytes=memory_bytes,
+        traffic_bytes_per_step=round(times.exchange.bytes),
         start_s=start_s,
         epoch_s=work.grid.steps_per_epoch * paced_s if work.grid else None,
         finish_s=finish_s,
