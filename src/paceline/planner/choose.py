@@ -131,7 +131,7 @@ def _one_less(work: Workload, taken: Taken) -> Iterator[Taken]:
     seen: set[object] = set()
     mine = {node.id for _, node, _ in taken}
     for at, (room, node, number) in enumerate(taken):
-        linked = not mine.isdisjoint(work.links.get(node.id, ()))
+        linked = not mine.isdisjoint(work.network.near(node.id))
         kind = (id(room), number, slowdown(work, node, number), node.id if linked else "")
         if kind in seen:
             continue

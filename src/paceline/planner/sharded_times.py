@@ -33,7 +33,7 @@ def predict_sharded(
     pace = {slot.node.id: cost.pace for slot, cost in zip(slots, crew.costs, strict=True)}
     parameter_bytes = work.facts.parameter_bytes or 0
     hosts = [slot.node for slot in slots]
-    gathered = gathers(hosts, parameter_bytes, passes, units, options.threads, work.links, pace)
+    gathered = gathers(hosts, parameter_bytes, passes, units, options.threads, work.network, pace)
     hidden_s = min(gathered.early_s, passes * pass_s) if slots[0].kind == "cuda" else 0.0
     times = Times(passes * pass_s, gathered, hidden_s, crew.update_s / world)
     found = prediction(cut, crew, times, memory_bytes)
