@@ -195,7 +195,7 @@ class Sharding(BaseModel):
 class Plan(BaseModel):
     """The master's decision for a job. most_workers: as many as it would use, if more places were free.
 
-    sharding: where the mode is "sharded"; such a plan has no prediction yet. waiting: None where it can start now.
+    sharding: where the mode is "sharded". waiting: None where it can start now.
     faster: what would make it faster, in numbers.
     """
 

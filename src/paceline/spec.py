@@ -147,11 +147,6 @@ class PlainFields(BaseModel):
     def _parts_that_exist(self) -> Self:
         if self.sync == "local":
             raise NotYetSupported("sync='local' is not built yet.", "Use sync='exact' or leave it out.")
-        if self.sync == "sharded" and (self.deadline is not None or self.resources.max_cost is not None):
-            raise NotYetSupported(
-                "how long a sharded job takes is not predicted yet, so that no deadline= or max_cost= can be kept.",
-                "Leave them out, and bound the job with stop=... | pl.MaxTime('10m').",
-            )
         if not must_end(self.stop):
             raise InvalidSpec(
                 f"stop={self.stop} may never be met.", "Add a bound: `| pl.MaxEpochs(100)` or `| pl.MaxTime('1h')`."

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import paceline as pl
 from paceline.measured import Calibration, CellTime, Link, Measured, Profile
 from paceline.plan import Node, Prediction
-from paceline.planner.exchange import UNKNOWN_LINK, exchange
+from paceline.planner.exchange import exchange
+from paceline.planner.network import GIGABIT, Network
 from paceline.planner.predict import FORM_S, WORKER_BASE_BYTES, Slot, best_shares, predict
 from paceline.planner.profiles import Workload, cell_seconds
 from paceline.shares import num_nodes, split_evenly
@@ -146,7 +147,7 @@ def test_an_exchange_moves_what_the_reduction_sends(workers: int) -> None:
     slice_bytes = 4 * MIB / workers
     all_to_all = sum(n * slice_bytes * (workers - 1) for n in tree_nodes)
     ring = workers * (workers - 1) * slice_bytes
-    found = exchange([node("a", cores=8)] * workers, tree_nodes, 4 * MIB, 1, {}, {})
+    found = exchange([node("a", cores=8)] * workers, tree_nodes, 4 * MIB, 1, Network(), {})
     assert found.bytes == pytest.approx(all_to_all + ring)
     ring_all_reduce = 2 * (workers - 1) * 4 * MIB
     assert found.bytes == pytest.approx((sum(tree_nodes) / workers + 1) / 2 * ring_all_reduce)
@@ -172,8 +173,15 @@ def test_latency_counts_for_each_bucket_in_turn() -> None:
 
 def test_a_link_that_was_never_measured_counts_as_a_slow_one_and_is_said_to_be_unknown() -> None:
     p = predicted(work(), [node("a"), node("b")])
-    assert p.exchange_s > 4 * MIB / UNKNOWN_LINK.bytes_per_s
-    assert p.doubts == ("1 links not measured, taken as 800 Mbit/s with 0.5 ms",)
+    assert p.exchange_s > 4 * MIB / GIGABIT.bytes_per_s
+    assert p.doubts == ("1 links not measured, taken as 800 Mbit/s with 0.5 ms, a usual network",)
+
+
+def test_a_link_that_was_never_measured_counts_as_the_known_ones_do_in_the_median() -> None:
+    links = (link("b", "c", 2e7), link("c", "d", 1e7), link("b", "d", 9e9), link("c", "e", 1.0).model_copy(update={"failure": "down"}))
+    p = predicted(work(Measured(links=links)), [node("a"), node("b")])
+    assert p.exchange_s > 4 * MIB / 2.1e7
+    assert p.doubts[-1].startswith("1 links not measured, taken as 160 Mbit/s")
 
 
 def test_unequal_nodes_get_unequal_shares() -> None:

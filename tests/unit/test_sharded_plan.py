@@ -165,15 +165,19 @@ def test_a_builders_size_is_told_without_memory_so_that_auto_can_turn_to_sharded
         assert decided(nodes, asked(unknown)).options.sync == "auto"
 
 
-def test_a_sharded_plan_tells_its_workers_though_nothing_is_predicted() -> None:
+def test_a_sharded_plan_tells_its_workers_and_what_a_step_is_expected_to_take() -> None:
     plan = placed([node(f"n{at}", memory=4 * GIB) for at in range(4)], facts(2.5))
-    assert plan.predicted is None
     text = plan.explain()
     assert text.startswith("sharded: parameters, gradients and optimizer take 10.0 GiB")
     assert all(worker.node_name in text for worker in plan.workers)
+    assert "none was measured" in text
     chosen = plan.document()["chosen"]
-    assert (chosen["mode"], chosen["predicted"]) == ("sharded", None)
+    assert chosen["mode"] == "sharded"
     assert [entry["name"] for entry in chosen["nodes"]] == [worker.node_name for worker in plan.workers]
+    assert plan.predicted is not None
+    passes = plan.sharding.microbatches // 4 if plan.sharding else 0
+    assert plan.predicted.traffic_bytes_per_step == 3 * passes * 3 * int(2.5 * GIB)  # three rings, each to 3 others
+    assert plan.predicted.memory_bytes <= plan.memory_per_worker
 
 
 def test_a_model_that_fits_on_no_node_is_not_probed_before_it_is_sharded() -> None:
@@ -191,11 +195,46 @@ def test_what_a_probe_found_the_whole_model_to_take_does_not_bind_its_shards() -
     assert plan.memory_per_worker < 4 * GIB
 
 
-def test_a_limit_that_takes_a_prediction_is_refused_with_sharding() -> None:
-    with pytest.raises(pl.NotYetSupported, match="not predicted"):
-        options(sync="sharded", deadline=3600.0)
-    nodes = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
-    assert decided(nodes, sent(2.5, deadline=3600.0)).options.sync == "auto"
+def test_a_deadline_and_a_cost_are_kept_by_the_prediction_or_refused_with_its_numbers() -> None:
+    nodes = [node(f"n{at}", memory=4 * GIB, price=2.0) for at in range(8)]
+    known, ends = facts(2.5, train_samples=1000), {"stop": pl.MaxSteps(100)}
+    fewest = placed(nodes, known, **ends).predicted
+    assert fewest is not None
+    assert fewest.finish_s is not None
+    assert fewest.cost == pytest.approx(4 * 2.0 * fewest.finish_s / 3600)
+    assert placed(nodes, known, **ends, deadline=fewest.finish_s + 1).predicted == fewest
+    quicker = placed(nodes, known, **ends, deadline=fewest.finish_s - 1)
+    assert len(quicker.workers) == 8
+    with pytest.raises(pl.Unplaceable, match=r"predicted to take .* its deadline is 1 s") as refused:
+        placed(nodes, known, **ends, deadline=1.0)
+    assert refused.value.details["busy"] is False
+    with pytest.raises(pl.Unplaceable, match=r"it costs .*, and max_cost is 0\.001"):
+        placed(nodes, known, **ends, resources=pl.Resources(max_cost=0.001))
+    assert decided(nodes, sent(2.5, deadline=3600.0 * 24 * 365)).options.sync == "sharded"
+
+
+def test_a_limit_that_idle_nodes_would_keep_lets_the_job_wait() -> None:
+    free = [node(f"n{at}", memory=4 * GIB) for at in range(4)]
+    busy = [node(f"n{at}", memory=4 * GIB, free_memory=GIB) for at in range(4, 8)]
+    known, ends = facts(2.5, train_samples=1000), {"stop": pl.MaxSteps(100)}
+    fewest = placed(free, known, **ends).predicted
+    assert fewest is not None
+    assert fewest.finish_s is not None
+    with pytest.raises(pl.Unplaceable, match="its deadline") as refused:
+        placed([*free, *busy], known, **ends, deadline=fewest.finish_s - 1)
+    assert refused.value.details["busy"] is True
+
+
+@given(st.floats(0.1, 2.0), st.integers(1, 64), st.integers(2, 8))
+def test_what_sharding_adds_to_a_step_is_traffic_alone(gib: float, units: int, workers: int) -> None:
+    nodes = [node(f"n{at}", memory=64 * GIB) for at in range(8)]
+    known = facts(gib, units)
+    one, many = (placed(nodes, known, resources=pl.Resources(workers=n)).predicted for n in (1, workers))
+    assert one is not None
+    assert many is not None
+    assert (one.traffic_bytes_per_step, one.exchange_s, many.hidden_s) == (0, 0.0, 0.0)
+    assert many.compute_s <= one.compute_s
+    assert many.step_s == pytest.approx(many.compute_s + many.exchange_s + many.update_s)
 
 
 # ---- copies of shards ----

@@ -9,7 +9,6 @@ from paceline.explain import counted, duration
 from paceline.measured import Link
 from paceline.plan import Alternative, Node
 from paceline.planner.choose import WORTH, Choice, allowed, gains
-from paceline.planner.exchange import UNKNOWN_LINK
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import beside, money, told
 from paceline.planner.search import Candidate, exact
@@ -73,7 +72,7 @@ def faster(work: Workload, chosen: Candidate, mixed: Candidate | None, at_most: 
 def _tenfold(work: Workload, chosen: Candidate) -> tuple[Link, ...]:
     """The links between its nodes, as they are known, at ten times the rate."""
     pairs = combinations(sorted(node.id for _, node, _ in chosen.taken), 2)
-    known = ((pair, work.links.get(pair[0], {}).get(pair[1], UNKNOWN_LINK)) for pair in pairs)
+    known = ((pair, work.network.between(*pair)) for pair in pairs)
     return tuple(
         link.model_copy(update={"ends": pair, "bytes_per_s": FASTER_LINKS * link.bytes_per_s}) for pair, link in known
     )
@@ -81,7 +80,7 @@ def _tenfold(work: Workload, chosen: Candidate) -> tuple[Link, ...]:
 
 def _with_twin(work: Workload, chosen: Candidate, node: Node, twin: Node) -> Workload:
     """With one more node that is linked like the other, and to it as well as that is to any."""
-    own = work.links.get(node.id, {})
+    own = work.network.near(node.id)
     near = {other.id: own[other.id] for _, other, _ in chosen.taken if other.id in own}
     if near:
         near[node.id] = max(near.values(), key=lambda link: (link.bytes_per_s, -link.latency_s))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from paceline.plan import Prediction
 from paceline.planner.predict import slowdown
 from paceline.planner.profiles import Workload
 from paceline.planner.rooms import Room
 from paceline.planner.search import Candidate, Search, Taken, exact
+from paceline.spec import TrainOptions
 
 WORTH = 0.02  # of the time: what a further worker has to save, since a prediction knows no better
 FINALISTS = 6
@@ -65,7 +67,12 @@ def _surely(candidate: Candidate) -> tuple[object, ...]:
 
 def allowed(work: Workload, candidate: Candidate) -> bool:
     """Whether it keeps the request's deadline and cost."""
-    predicted, deadline, budget = candidate.predicted, work.options.deadline, work.options.resources.max_cost
+    return within(work.options, candidate.predicted)
+
+
+def within(options: TrainOptions, predicted: Prediction) -> bool:
+    """Whether this keeps the request's deadline and cost."""
+    deadline, budget = options.deadline, options.resources.max_cost
     if budget is not None and (predicted.cost is None or predicted.cost > budget):
         return False
     return deadline is None or predicted.finish_s is None or predicted.finish_s <= deadline
@@ -124,7 +131,7 @@ def _one_less(work: Workload, taken: Taken) -> Iterator[Taken]:
     seen: set[object] = set()
     mine = {node.id for _, node, _ in taken}
     for at, (room, node, number) in enumerate(taken):
-        linked = not mine.isdisjoint(work.links.get(node.id, ()))
+        linked = not mine.isdisjoint(work.network.near(node.id))
         kind = (id(room), number, slowdown(work, node, number), node.id if linked else "")
         if kind in seen:
             continue

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from paceline.measured import Link
+from paceline.planner.network import Network
 from paceline.plan import Node
 
-UNKNOWN_LINK = Link(ends=("", ""), latency_s=5e-4, bytes_per_s=1e8, at=0.0)  # a usual gigabit network, not a fast one
 LEAST_RATE = 1.0  # bytes/s, of nodes that can't reach each other: such an exchange would take for ever
 BUCKET_BYTES = 1 << 20  # as in training/exchange.py
 SUMS_AT_ONCE = 2  # gloo's threads
 CPU_S_PER_BYTE = 0.5e-9  # at either end: packing, the socket, adding. From `benchmarks/throughput.py` on the loopback
+RINGS_A_PASS = 3  # of sharded training
 COLLECTIVE_S = 2e-4  # that one takes however few its bytes
 
 
@@ -49,12 +49,12 @@ def exchange(
     tree_nodes: Sequence[int],
     gradient_bytes: int,
     threads: int,
-    links: Mapping[str, Mapping[str, Link]],
+    network: Network,
     pace: Mapping[str, float],
 ) -> Exchange:
     """hosts: each worker's, in rank order. tree_nodes: partial sums that each of them sends. threads: of each worker.
 
-    links: the measured ones, by both of their ends. pace: how many times slower than usual a host's cores are.
+    pace: how many times slower than usual a host's cores are.
     """
     world = len(hosts)
     if world == 1:
@@ -65,7 +65,7 @@ def exchange(
     nodes: Counter[str] = Counter()
     for host, number in zip(hosts, tree_nodes, strict=True):
         nodes[host.id] += number
-    ways = _Ways(workers, nodes, links)
+    ways = _Ways(workers, nodes, network)
     sums_cpu_s = ring_cpu_s = 0.0
     busy = False
     for name, mine in workers.items():
@@ -89,30 +89,64 @@ def exchange(
     )
 
 
+def gathers(
+    hosts: Sequence[Node],
+    parameter_bytes: int,
+    passes: int,
+    units: int,
+    threads: int,
+    network: Network,
+    pace: Mapping[str, float],
+) -> Exchange:
+    """What a step takes where the parameters are sharded. passes: of each worker. The rest as in `exchange`.
+
+    In each pass every unit is gathered twice, for forward and for backward, and its gradients are summed once: three
+    rings, in each of which a worker sends (W-1)/W of the bytes. All but the first unit's may go on under the computing.
+    """
+    world = len(hosts)
+    if world == 1:
+        return Exchange()
+    sent = RINGS_A_PASS * passes * parameter_bytes * (world - 1) / world
+    workers = Counter([host.id for host in hosts])
+    ways = _Ways(workers, workers, network)
+    cores = {host.id: host.cores / pace.get(host.id, 1.0) for host in hosts}
+    cpu_s = max([2 * mine * sent * CPU_S_PER_BYTE / min(cores[name], mine * threads) for name, mine in workers.items()])
+    collective_s = COLLECTIVE_S * max([pace.get(name, 1.0) for name in workers]) + (world - 1) * ways.latency_s
+    seconds = max(sent / ways.slowest, cpu_s) + RINGS_A_PASS * passes * units * collective_s
+    return Exchange(
+        seconds=seconds,
+        early_s=seconds * (units - 1) / units,
+        sent=tuple([sent] * world),
+        unknown=ways.unknown,
+        on_links=len(workers) > 1,
+    )
+
+
 class _Ways:
     """The links between the machines. busiest: seconds that one sends or receives for each byte of a slice in the
     all-to-all, which goes over all of them at once. slowest: bytes/s; latency_s: the longest.
     """
 
     def __init__(
-        self, workers: Mapping[str, int], nodes: Mapping[str, int], links: Mapping[str, Mapping[str, Link]]
+        self, workers: Mapping[str, int], nodes: Mapping[str, int], network: Network
     ) -> None:
         self.busiest, self.latency_s, self.slowest = 0.0, 0.0, math.inf
+        usual = network.usual
         world, total, known = sum(workers.values()), sum(nodes.values()), 0
         for name, mine in workers.items():
-            measured = [(other, link) for other, link in links.get(name, {}).items() if other in workers]
+            measured = [(other, link) for other, link in network.near(name).items() if other in workers]
             rates = {other: max(LEAST_RATE, link.bytes_per_s) for other, link in measured}
             known += len(measured)
             theirs = sum([workers[other] for other, _ in measured])
             partials = sum([nodes[other] for other, _ in measured])
-            out = nodes[name] * (world - mine - theirs) / UNKNOWN_LINK.bytes_per_s
+            out = nodes[name] * (world - mine - theirs) / usual.bytes_per_s
             out += sum([nodes[name] * workers[other] / rates[other] for other, _ in measured])
-            into = (total - nodes[name] - partials) * mine / UNKNOWN_LINK.bytes_per_s
+            into = (total - nodes[name] - partials) * mine / usual.bytes_per_s
             into += sum([nodes[other] * mine / rates[other] for other, _ in measured])
             self.busiest = max(self.busiest, out, into)
             self.latency_s = max([self.latency_s, *(link.latency_s for _, link in measured)])
             self.slowest = min([self.slowest, *rates.values()])
         self.unknown = len(workers) * (len(workers) - 1) // 2 - known // 2
         if self.unknown:
-            self.latency_s = max(self.latency_s, UNKNOWN_LINK.latency_s)
-            self.slowest = min(self.slowest, UNKNOWN_LINK.bytes_per_s)
+            self.latency_s = max(self.latency_s, usual.latency_s)
+            self.slowest = min(self.slowest, usual.bytes_per_s)

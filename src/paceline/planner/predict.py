@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from paceline.measured import kind_of_device
 from paceline.plan import Node, Prediction
-from paceline.planner.exchange import UNKNOWN_LINK, Exchange, exchange
+from paceline.planner.exchange import Exchange, exchange
+from paceline.planner.network import Network
 from paceline.planner.profiles import Costs, Workload, costs
 from paceline.shares import Share, num_nodes, split_by_speed
 from paceline.stop import MaxTime, StopCondition, bound_of, leaves, step_bound
@@ -50,6 +51,20 @@ class Crew:
     timed: bool = False
 
 
+@dataclass(frozen=True)
+class Times:
+    """Of one step. hidden_s: what of the exchange goes on under the computing."""
+
+    compute_s: float
+    exchange: Exchange
+    hidden_s: float
+    update_s: float
+
+    @property
+    def step_s(self) -> float:
+        return self.compute_s + self.exchange.seconds - self.hidden_s + self.update_s
+
+
 def crew_of(work: Workload, slots: Sequence[Slot]) -> Crew:
     each = [costs(work, slot.node, slot.kind) for slot in slots]
     crowd = Counter([slot.node.id for slot in slots])
@@ -76,21 +91,26 @@ def predict_crew(work: Workload, crew: Crew, shares: Sequence[Share]) -> Predict
     taking_part = [(end - first, s) for (first, end), s in zip(shares, crew.cell_s, strict=True) if end > first]
     compute_s = max([cells * s for cells, s in taking_part])
     hidden_s = min(exchanged.early_s, BACKWARD_PART * min([s for _, s in taking_part]))
-    step_s = compute_s + exchanged.seconds - hidden_s + crew.update_s
+    memory_bytes = max([worker_bytes(work, cost, len(crew.slots)) for cost in crew.costs])
+    return prediction(work, crew, Times(compute_s, exchanged, hidden_s, crew.update_s), memory_bytes)
+
+
+def prediction(work: Workload, crew: Crew, times: Times, memory_bytes: int) -> Prediction:
+    """For steps that take so long, by workers that each hold so many bytes."""
     several = len(crew.slots) > 1
     start_s = max([cost.profile.build_s for cost in crew.costs]) + (FORM_S if several else 0.0)
-    paced_s = step_s + _evaluation_s(work, crew.cell_s)
+    paced_s = times.step_s + _evaluation_s(work, crew.cell_s)
     trains_s = _bound_s(work.options.stop, work.grid.steps_per_epoch if work.grid else None, paced_s)
     finish_s = None if trains_s is None else start_s + trains_s
-    uncertainty, doubts = _doubts(crew, exchanged, step_s)
+    uncertainty, doubts = _doubts(crew, times.exchange, times.step_s, work.network)
     return Prediction(
-        step_s=step_s,
-        compute_s=compute_s,
-        exchange_s=exchanged.seconds,
-        hidden_s=hidden_s,
-        update_s=crew.update_s,
-        memory_bytes=max([worker_bytes(work, cost, len(crew.slots)) for cost in crew.costs]),
-        traffic_bytes_per_step=round(exchanged.bytes),
+        step_s=times.step_s,
+        compute_s=times.compute_s,
+        exchange_s=times.exchange.seconds,
+        hidden_s=times.hidden_s,
+        update_s=times.update_s,
+        memory_bytes=memory_bytes,
+        traffic_bytes_per_step=round(times.exchange.bytes),
         start_s=start_s,
         epoch_s=work.grid.steps_per_epoch * paced_s if work.grid else None,
         finish_s=finish_s,
@@ -133,7 +153,7 @@ def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
     tree_nodes = [num_nodes(share, cells) for share in shares]
     pace = {slot.node.id: cost.pace for slot, cost in zip(crew.slots, crew.costs, strict=True)}
     hosts = [slot.node for slot in crew.slots]
-    return exchange(hosts, tree_nodes, gradient_bytes, work.options.threads, work.links, pace)
+    return exchange(hosts, tree_nodes, gradient_bytes, work.options.threads, work.network, pace)
 
 
 def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:
@@ -164,7 +184,7 @@ def _cost(slots: Sequence[Slot], finish_s: float | None) -> float | None:
     return 0.0 if not an_hour else None if finish_s is None else an_hour * finish_s / 3600
 
 
-def _doubts(crew: Crew, exchanged: Exchange, step_s: float) -> tuple[float, tuple[str, ...]]:
+def _doubts(crew: Crew, exchanged: Exchange, step_s: float, network: Network) -> tuple[float, tuple[str, ...]]:
     """(relative uncertainty of the step's time, what was not measured)."""
     least_known = max(crew.costs, key=lambda cost: cost.uncertainty)
     of_compute, of_exchange = least_known.uncertainty, LINK_UNCERTAIN if exchanged.on_links else LOOPBACK_UNCERTAIN
@@ -173,8 +193,7 @@ def _doubts(crew: Crew, exchanged: Exchange, step_s: float) -> tuple[float, tupl
         of_compute, doubts = min(TIMED, of_compute), {}
     if exchanged.unknown:
         of_exchange = UNKNOWN_LINK_UNCERTAIN
-        rate, latency = UNKNOWN_LINK.bytes_per_s * 8 / 1e6, UNKNOWN_LINK.latency_s * 1e3
-        doubts[f"{exchanged.unknown} links not measured, taken as {rate:.0f} Mbit/s with {latency:g} ms"] = None
+        doubts[f"{exchanged.unknown} links not measured, taken as {network.told_usual}"] = None
     if doubts:
         of_exchange = max(of_exchange, of_compute)  # where the times are guessed, so are the bytes
     exchanging = min(1.0, exchanged.seconds / step_s) if step_s else 0.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
-from paceline.measured import COPIES_ALONE, CellTime, Link, Measured, Profile
+from paceline.measured import COPIES_ALONE, CellTime, Measured, Profile
 from paceline.plan import Node
+from paceline.planner.network import Network
 from paceline.spec import Facts, TrainOptions
 from paceline.stop import step_bound
 
@@ -51,14 +51,8 @@ class Workload:
         return {}, {}
 
     @cached_property
-    def links(self) -> Mapping[str, Mapping[str, Link]]:
-        """The measured ones, by both of their ends."""
-        found: dict[str, dict[str, Link]] = {}
-        for link in self.known.links:
-            one, other = link.ends
-            found.setdefault(one, {})[other] = link
-            found.setdefault(other, {})[one] = link
-        return found
+    def network(self) -> Network:
+        return Network.of(self.known.links)
 
 
 @dataclass(frozen=True)

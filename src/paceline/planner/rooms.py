@@ -137,7 +137,8 @@ def _room(nodes: tuple[Node, ...], work: Workload, kind: str, memory: _Memory) -
 
 
 def _linked(nodes: tuple[Node, ...], work: Workload) -> tuple[Node, ...]:
-    return tuple([node for node in nodes if node.id in work.links]) if work.links else ()
+    by_ends = work.network.by_ends
+    return tuple([node for node in nodes if node.id in by_ends]) if by_ends else ()
 
 
 def _devices(node: Node, kind: str) -> tuple[int, int, int]:

@@ -8,7 +8,6 @@ from heapq import nsmallest
 from itertools import accumulate, pairwise
 
 from paceline.plan import Node, Prediction
-from paceline.planner.exchange import UNKNOWN_LINK
 from paceline.planner.predict import Slot, crew_of, predict_crew, slowdown
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import Room
@@ -136,12 +135,11 @@ class Search:
 
     def _neighbours(self, mine: set[str]) -> set[str]:
         """Whoever has a measured link to one of these."""
-        return {name for own in mine for name in self._work.links.get(own, ())} - mine
+        return {name for own in mine for name in self._work.network.near(own)} - mine
 
     def _rate(self, name: str, mine: set[str]) -> float:
         """Bytes/s over the slowest link to any of them."""
-        links = self._work.links.get(name, {})
-        return min(links.get(own, UNKNOWN_LINK).bytes_per_s for own in mine)
+        return min(self._work.network.between(name, own).bytes_per_s for own in mine)
 
 
 def _whole(room: Room, first: Node, mine: set[str], bulk: int, left: int) -> Taken:

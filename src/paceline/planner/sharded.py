@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from paceline.errors import Unplaceable
 from paceline.explain import counted, size
 from paceline.measured import Measured
-from paceline.plan import Node, NodeReason, Placement, Plan, Sharding
+from paceline.plan import Node, NodeReason, Placement, Plan, Prediction, Sharding
 from paceline.planner.copies import copy_bytes, lacking
-from paceline.planner.predict import WORKER_BASE_BYTES, worker_bytes
+from paceline.planner.choose import within
+from paceline.planner.predict import WORKER_BASE_BYTES, Slot, worker_bytes
 from paceline.planner.profiles import Workload, costs
-from paceline.planner.rooms import MASTER_BYTES, excluded, fitting
+from paceline.planner.rooms import MASTER_BYTES, excluded, fitting, when_idle
+from paceline.planner.sharded_times import over_limits, predict_sharded
 from paceline.shares import split_evenly
 from paceline.spec import Facts, Keep, Submission, TrainOptions
 
@@ -57,8 +59,7 @@ def decided(
     Decided once, when the job is submitted: its checkpoints are of one kind.
     """
     options, facts = submission.options, submission.facts
-    bounded = options.deadline is not None or options.resources.max_cost is not None  # which takes a prediction
-    if options.sync != "auto" or bounded or options.resources.memory is not None or not facts.parameter_bytes:
+    if options.sync != "auto" or options.resources.memory is not None or not facts.parameter_bytes:
         return submission
     work = Workload(options, facts, known)
     if any(_fits_whole(work, node) for node in nodes):
@@ -90,16 +91,54 @@ def plan_sharded(
     """
     need = _need(options, facts, known)
     options = _on_one_kind(nodes, options)
+    work = Workload(options, facts, known)
     allowed = [node for node in nodes if not excluded(node, options)]
     asked = wish or options.resources.workers
+    best: Prediction | None = None
+    for cut in _cuts(work, need, allowed, asked):
+        if within(options, cut.predicted):
+            return _plan(nodes, options, need, cut)
+        best = cut.predicted
+    if best is None:
+        raise _refusal(allowed, options, facts, need, asked)
+    later = _cuts(work, need, when_idle(allowed), asked)
+    raise over_limits(options, best, busy=any(within(options, cut.predicted) for cut in later))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Places for a job's shards. memory: of each worker, without copies."""
+
+    sharding: Sharding
+    slots: Sequence[Slot]
+    memory: int
+    predicted: Prediction
+
+    @property
+    def time(self) -> tuple[float, float]:
+        return self.predicted.time_s, self.predicted.step_s
+
+
+def _cuts(work: Workload, need: Need, nodes: Sequence[Node], asked: int | None) -> Iterator[Cut]:
+    """On the first rung that fits: as few workers as fit, then twice as many, and so on while that is quicker."""
+    options, facts = work.options, work.facts
     for rung in _ladder(options, facts, need):
-        for workers in _counts(allowed, options, asked):
+        last: Cut | None = None
+        for workers in _counts(nodes, options, asked):
+            if last is not None and workers < 2 * len(last.slots):
+                continue
             sharding = _grid_of(rung, workers, options, facts)
             memory = options.resources.memory or need.of_worker(workers, _cell_size(options, sharding), sharding)
-            places = _places(allowed, options, memory, idle=False)
-            if len(places) >= workers:
-                return _plan(nodes, options, need, sharding, places[:workers], memory)
-    raise _refusal(allowed, options, facts, need, asked)
+            slots = _places(nodes, options, memory, idle=False)[:workers]
+            if len(slots) < workers:
+                continue
+            cut = Cut(sharding, slots, memory, predict_sharded(work, slots, sharding, need.units, memory))
+            if last is not None and cut.time >= last.time:
+                return
+            last = cut
+            yield cut
+        if last is not None:
+            return
 
 
 def _on_one_kind(nodes: Sequence[Node], options: TrainOptions) -> TrainOptions:
@@ -178,46 +217,41 @@ def _devices(node: Node, options: TrainOptions, memory: int, idle: bool) -> list
     return [f"cuda:{d.index}" if kind == "cuda" else kind for d in usable][:number]
 
 
-def _places(nodes: Sequence[Node], options: TrainOptions, memory: int, idle: bool) -> list[tuple[Node, str]]:
+def _places(nodes: Sequence[Node], options: TrainOptions, memory: int, idle: bool) -> list[Slot]:
     """Places for workers, one on each node before a second on any; the roomiest nodes first.
 
     Before all others those that keep copies of the job's last attempt.
     """
     roomy = sorted(nodes, key=lambda node: (node.kept == 0, -node.free_memory, node.name))
-    rows = [[(node, device) for device in _devices(node, options, memory, idle)] for node in roomy]
+    rows = [[Slot(node, device) for device in _devices(node, options, memory, idle)] for node in roomy]
     return [row[at] for at in range(max(map(len, rows), default=0)) for row in rows if at < len(row)]
 
 
-def _plan(
-    nodes: Sequence[Node],
-    options: TrainOptions,
-    need: Need,
-    sharding: Sharding,
-    places: Sequence[tuple[Node, str]],
-    memory: int,
-) -> Plan:
-    shares = split_evenly(sharding.microbatches, len(places))
-    copies = copy_bytes([node.id for node, _ in places], need.stored_bytes)
-    no_copies = lacking([node for node, _ in places], memory, copies)
+def _plan(nodes: Sequence[Node], options: TrainOptions, need: Need, cut: Cut) -> Plan:
+    sharding, memory, hosts = cut.sharding, cut.memory, [slot.node for slot in cut.slots]
+    shares = split_evenly(sharding.microbatches, len(hosts))
+    copies = copy_bytes([node.id for node in hosts], need.stored_bytes)
+    no_copies = lacking(hosts, memory, copies)
     if options.resources.memory is not None:
         no_copies = "the memory of a worker was asked for"
     if not no_copies:
         sharding, memory = sharding.model_copy(update={"copy_bytes": copies}), memory + copies
     workers = tuple(
-        Placement(rank=rank, node_id=node.id, node_name=node.name, device=device, share=share)
-        for rank, ((node, device), share) in enumerate(zip(places, shares, strict=True))
+        Placement(rank=rank, node_id=slot.node.id, node_name=slot.node.name, device=slot.device, share=share)
+        for rank, (slot, share) in enumerate(zip(cut.slots, shares, strict=True))
     )
     return Plan(
         mode="sharded",
         sharding=sharding,
         workers=workers,
-        hardware_class=places[0][0].hardware_class,
+        hardware_class=hosts[0].hardware_class,
         cores_per_worker=options.threads,
         memory_per_worker=memory,
         microbatches=sharding.microbatches,
         most_workers=len(workers),
         summary=_summary(options, need, sharding, len(workers), memory) + _copies(sharding, no_copies),
         reasons=_reasons(nodes, options, workers, memory),
+        predicted=cut.predicted,
     )
 
 

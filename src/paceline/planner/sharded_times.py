@@ -1,0 +1,58 @@
+"""What a sharded job would take, from what its passes take where they are not sharded. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from paceline.errors import Unplaceable
+from paceline.explain import duration
+from paceline.plan import Prediction, Sharding
+from paceline.planner.exchange import gathers
+from paceline.planner.predict import FORWARD_PART, Slot, Times, crew_of, prediction
+from paceline.planner.profiles import Workload
+from paceline.planner.reasons import money, told
+from paceline.spec import TrainOptions
+
+UNTRIED = "times of sharded passes are worked out from unsharded ones: none was measured"
+UNCERTAIN = 0.5  # on top of what the passes themselves are uncertain by, relative
+
+
+def predict_sharded(
+    work: Workload, slots: Sequence[Slot], sharding: Sharding, units: int, memory_bytes: int
+) -> Prediction:
+    """On these workers, with as many of the grid's cells each as the number allows. units: that are gathered in turn.
+
+    On the CPU the gathers and the computing take turns. Between GPUs they go on at once, but for the first unit's.
+    """
+    options = work.options.model_copy(update={"microbatches": sharding.microbatches})
+    cut = replace(work, options=options)
+    crew, world = crew_of(cut, slots), len(slots)
+    passes = -(-sharding.microbatches // world)
+    pass_s = max(crew.cell_s) * (1 + FORWARD_PART if sharding.recompute else 1)
+    pace = {slot.node.id: cost.pace for slot, cost in zip(slots, crew.costs, strict=True)}
+    parameter_bytes = work.facts.parameter_bytes or 0
+    hosts = [slot.node for slot in slots]
+    gathered = gathers(hosts, parameter_bytes, passes, units, options.threads, work.network, pace)
+    hidden_s = min(gathered.early_s, passes * pass_s) if slots[0].kind == "cuda" else 0.0
+    times = Times(passes * pass_s, gathered, hidden_s, crew.update_s / world)
+    found = prediction(cut, crew, times, memory_bytes)
+    doubts = (*found.doubts, UNTRIED)
+    return found.model_copy(
+        update={"uncertainty": found.uncertainty + UNCERTAIN, "extrapolated": True, "doubts": doubts}
+    )
+
+
+def over_limits(options: TrainOptions, best: Prediction, busy: bool) -> Unplaceable:
+    """The refusal of a job whose memory there is, but not its time or money. busy: it would keep them on idle nodes."""
+    limits, remedies = [], []
+    if options.deadline is not None:
+        limits.append(f"its deadline is {duration(options.deadline)}")
+        remedies.append("a later deadline=")
+    if options.resources.max_cost is not None:
+        limits.append(f"it costs {money(best.cost)}, and max_cost is {money(options.resources.max_cost)}")
+        remedies.append("a higher max_cost=")
+    fact = f"sharded, the job is predicted to take {told(best)} at best, ±{best.uncertainty:.0%}; {', and '.join(limits)}."
+    if busy:
+        return Unplaceable(fact, "It waits until running jobs end.", busy=True)
+    return Unplaceable(fact, f"Give it {' and '.join(remedies)}, or fewer steps in stop=.", busy=False)
