@@ -371,6 +371,15 @@ def test_a_cancelled_script_may_save_before_its_workers_stop() -> None:
     assert scene.job.state == Cancelled()
 
 
+def test_a_script_that_has_ended_keeps_its_places_until_its_output_is_saved() -> None:
+    scene = running()
+    scene.says(0, OK)
+    scene.says(1, OK)
+    assert scene.play(NodeDraining("n1"), Preempted(1, "job-2", "a higher priority")) == []
+    scene.says(0, OutputSaved(blob=None))
+    assert isinstance(scene.job.state, Succeeded)
+
+
 def test_a_script_that_leaves_its_places_can_still_be_cancelled_and_lose_workers() -> None:
     scene = running()
     scene.play(NodeDraining("n1"))

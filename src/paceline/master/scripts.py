@@ -116,6 +116,16 @@ class ScriptRunning:
     leaving: Leaving | None = None
 
     @property
+    def saves(self) -> bool:
+        """Whether it has ended everywhere, and only its output is still to be fetched."""
+        return len(self.ended) == len(self.plan.workers)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether its end is near."""
+        return self.saves or self.failure is not None or self.leaving is not None
+
+    @property
     def failed(self) -> Mapping[int, ScriptEnded]:
         return {rank: end for rank, end in self.ended.items() if end.status}
 
@@ -156,7 +166,7 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
     if isinstance(event, Answer | Lost | AttemptEnded | Late | Preempted) and event.attempt != job.attempt:
         return job, []
     match event, job.state:
-        case CancelRequested(), ScriptRunning(failure=None) as running:
+        case CancelRequested(), ScriptRunning(failure=None, saves=False) as running:
             return _leave(job, running, Leaving("it was cancelled", cancelled=True))
         case CancelRequested(), _:
             return end(job, Cancelled(), now)
@@ -180,10 +190,10 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
             record = Record("worker_lost", {"reason": text, "rank": rank, "node": begun.plan.workers[rank].node_name})
             job, commands = _lost(job, text, now)
             return job, [record, *commands]
-        case Preempted(_, for_job, reason), ScriptStarting() | ScriptRunning(failure=None):
+        case Preempted(_, for_job, reason), ScriptStarting() | ScriptRunning(failure=None, saves=False):
             job, commands = _vacate(replace(job, fruitless=0), reason, now)
             return job, [Record("preempted", {"for": for_job, "reason": reason}), *commands]
-        case NodeDraining(node_id), ScriptStarting() | ScriptRunning(failure=None) as begun:
+        case NodeDraining(node_id), ScriptStarting() | ScriptRunning(failure=None, saves=False) as begun:
             return _drain(job, begun.plan, node_id, now)
         case Late(_, waiting_for), ScriptStarting() as starting if waiting_for == SETUP:
             silent = [named(placement) for placement in starting.plan.workers if placement.rank not in starting.ready]
@@ -256,7 +266,7 @@ def _heard(job: ScriptJob, state: ScriptRunning, rank: int, message: FromWorker,
             return _ended(job, replace(state, ended={**state.ended, rank: message}), message, now)
         case OutputSaved() if rank == 0 and state.failure is not None:
             return end(job, Failed(state.failure, _output(job, state, message, "it failed")), now)
-        case OutputSaved() if rank == 0 and len(state.ended) == len(state.plan.workers):
+        case OutputSaved() if rank == 0 and state.saves:
             return _succeeded(job, state, message, now)
         case WorkerFailed(error=error):
             return end(job, Failed(state.failure or error), now)
@@ -281,7 +291,7 @@ def _ended(job: ScriptJob, state: ScriptRunning, message: ScriptEnded, now: floa
         return job, _save(job) if 0 in state.ended else []
     if message.status and len(state.failed) == 1:
         return job, [SetTimer(FAILURES_GRACE_S, Late(job.attempt, FAILURES))]
-    if state.failed or len(state.ended) < len(state.plan.workers):
+    if state.failed or not state.saves:
         return job, []
     return job, _save(job)
 
@@ -371,7 +381,7 @@ def _leaving(job: ScriptJob, state: ScriptRunning, leaving: Leaving, event: Even
         case Late(_, waiting_for) if waiting_for == LEAVING:
             return _left(job, leaving, now)
     job = replace(job, state=state)
-    return _left(job, leaving, now) if len(state.ended) == len(state.plan.workers) else (job, [])
+    return _left(job, leaving, now) if state.saves else (job, [])
 
 
 def _left(job: ScriptJob, leaving: Leaving, now: float) -> ScriptOutcome:
