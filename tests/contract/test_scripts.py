@@ -130,6 +130,16 @@ def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
     wait_until(lambda: not any(child.is_running() for child in family) and not any(map(psutil.pid_exists, pids)))
 
 
+@pytest.mark.slow
+def test_a_cancelled_script_is_asked_to_end_and_may_save_first(cluster: pl.Client) -> None:
+    job = run(cluster, "saves.py")
+    wait_until(lambda: "rank 0 can be asked" in job.logs())
+    job.cancel()
+    with pytest.raises(pl.JobCancelled):
+        job.output("unused", timeout=60)
+    assert "rank 0 has saved" in whole_log(job)
+
+
 def scaled(x: torch.Tensor, by: float) -> dict[str, torch.Tensor]:
     """The sum over the ranks of what each of them makes."""
     torch.distributed.init_process_group("gloo")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline.errors import UserCodeError
 from paceline.master import scripts
-from paceline.master.scripts import FAILURES, FRUITFUL_S, OUTPUT, SETUP, ScriptJob, ScriptRunning, ScriptStarting
+from paceline.master.scripts import FAILURES, FRUITFUL_S, LEAVING, OUTPUT, SETUP, ScriptJob, ScriptRunning, ScriptStarting
 from paceline.master.states import (
     TERMINAL,
     Answer,
@@ -68,6 +68,14 @@ def places(workers: int) -> Plan:
 
 def failure(at: float = 0.0, fact: str = "the script raised KeyError: 1") -> ScriptEnded:
     return ScriptEnded(status=1, ended_at=at, error=UserCodeError(fact).to_json())
+
+
+TERMINATED = ScriptEnded(status=-15, ended_at=0.0)
+
+
+def asked_to_end(commands: Sequence[Command]) -> list[int]:
+    """The ranks that are sent SIGTERM."""
+    return [c.rank for c in commands if isinstance(c, Send) and isinstance(c.message, GiveUp)]
 
 
 @dataclass
@@ -219,14 +227,18 @@ def test_a_worker_lost_after_its_script_ended_well_costs_nothing_but_for_rank_0(
 def test_a_node_that_is_given_back_moves_the_script() -> None:
     scene = running()
     assert scene.play(NodeDraining("elsewhere")) == []
-    assert StopWorkers(1) in scene.play(NodeDraining("n1"))
-    assert scene.job.training.restarts == 0
+    assert asked_to_end(scene.play(NodeDraining("n1"))) == [0, 1]
+    assert scene.play(Answer(1, 0, TERMINATED)) == []
+    assert StopWorkers(1) in scene.play(Answer(1, 1, TERMINATED))
+    assert (scene.job.state_name, scene.job.training.restarts) == ("RECOVERING", 0)
 
 
 def test_a_script_that_is_to_make_room_starts_anew_later_and_that_is_not_counted() -> None:
     scene = running()
-    assert StopWorkers(1) in scene.play(Preempted(1, "job-2", "job-2 is of a higher priority"))
-    scene.play(Preempted(1, "job-2", "again"), AttemptEnded(1))
+    assert asked_to_end(scene.play(Preempted(1, "job-2", "job-2 is of a higher priority"))) == [0, 1]
+    assert scene.play(Preempted(1, "job-2", "again"), Answer(1, 1, TERMINATED)) == []
+    assert StopWorkers(1) in scene.play(Late(1, LEAVING))  # rank 0 takes too long
+    scene.play(AttemptEnded(1))
     assert (scene.job.state_name, scene.job.training.restarts) == ("WAITING", 0)
 
 
@@ -320,7 +332,7 @@ def test_whatever_happens_attempts_never_overlap_restarts_are_bounded_and_ends_a
             commands = scene.play(*messages_of(scene, kind, rank % workers))
             due, timers = timers, []
             for timer in due:
-                if getattr(timer.event, "waiting_for", "") == FAILURES:
+                if getattr(timer.event, "waiting_for", "") in (FAILURES, LEAVING):
                     commands += scene.play(timer.event)
         for command in commands:
             if isinstance(command, StartWorkers):
@@ -331,7 +343,7 @@ def test_whatever_happens_attempts_never_overlap_restarts_are_bounded_and_ends_a
             if isinstance(command, Send) and isinstance(command.message, SaveOutput):
                 commands += scene.play(Answer(scene.job.attempt, 0, OutputSaved(blob=None)))
             if isinstance(command, Send) and isinstance(command.message, GiveUp):
-                commands += scene.play(Answer(scene.job.attempt, 0, ScriptEnded(status=-15, ended_at=scene.now)))
+                commands += scene.play(Answer(scene.job.attempt, command.rank, TERMINATED))
             if isinstance(command, SetTimer):
                 timers.append(command)
         assert scene.job.training.restarts <= max_restarts
@@ -349,9 +361,31 @@ def test_whatever_happens_attempts_never_overlap_restarts_are_bounded_and_ends_a
         assert isinstance(ended.state, Succeeded)
 
 
-def test_a_cancelled_script_stops_its_workers() -> None:
+def test_a_cancelled_script_may_save_before_its_workers_stop() -> None:
     scene = running()
-    assert StopWorkers(1) in scene.play(CancelRequested())
+    scene.says(1, OK)
+    assert asked_to_end(scene.play(CancelRequested())) == [0]
+    scene.says(0, Reported(step=9, values={}))
+    assert scene.job.training.step == 9
+    assert StopWorkers(1) in scene.play(Answer(1, 0, TERMINATED))
+    assert scene.job.state == Cancelled()
+
+
+def test_a_script_that_has_ended_keeps_its_places_until_its_output_is_saved() -> None:
+    scene = running()
+    scene.says(0, OK)
+    scene.says(1, OK)
+    assert scene.play(NodeDraining("n1"), Preempted(1, "job-2", "a higher priority")) == []
+    scene.says(0, OutputSaved(blob=None))
+    assert isinstance(scene.job.state, Succeeded)
+
+
+def test_a_script_that_leaves_its_places_can_still_be_cancelled_and_lose_workers() -> None:
+    scene = running()
+    scene.play(NodeDraining("n1"))
+    assert asked_to_end(scene.play(CancelRequested())) == []
+    commands = scene.play(Lost(1, 1, "signal 9"), Lost(1, 0, "signal 9"))
+    assert StopWorkers(1) in commands
     assert scene.job.state == Cancelled()
 
 

@@ -250,7 +250,7 @@ class Scheduler:
             holds,
             ran_s=now - state.since if isinstance(state, Running | ScriptRunning) else 0.0,
             left_s=seconds_left(job, now, present_plan(job)),
-            leaves=isinstance(state, Recovering) or (isinstance(state, Running) and state.preempted is not None),
+            leaves=_leaves(state),
         )
 
     def _held_by_job(self) -> list[tuple[str, tuple[Hold, ...]]]:
@@ -276,3 +276,10 @@ class Scheduler:
             if job_id in self._entries:
                 held[self._user(job_id)] += cores_of(holds)
         self._charging = now, held
+
+
+def _leaves(state: object) -> bool:
+    """Whether its places are about to be free, without anybody asking for them."""
+    if isinstance(state, ScriptRunning):
+        return state.leaves
+    return isinstance(state, Recovering) or (isinstance(state, Running) and state.preempted is not None)

@@ -69,6 +69,8 @@ OUTPUT = "output"
 OUTPUT_BOUND_S = 3600.0
 FAILURES = "failures"
 FAILURES_GRACE_S = 1.0  # who failed first may be heard last
+LEAVING = "leaving"
+LEAVING_BOUND_S = 15.0  # more than a worker leaves to its script after SIGTERM
 FRUITFUL_S = 60.0
 
 
@@ -93,16 +95,35 @@ class ScriptStarting:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """All ranks were sent SIGTERM, and have a moment to save what they will. cancelled: it does not start again."""
+
+    reason: str
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
 class ScriptRunning:
     """ended: how the script ended on each rank so far. since: when it began on all of them.
 
-    failure: why the job has failed; only what rank 0 wrote is still to be fetched.
+    failure: why the job has failed; only what rank 0 wrote is still to be fetched. leaving: it was asked to end.
     """
 
     plan: Plan
     since: float
     ended: Mapping[int, ScriptEnded] = field(default_factory=dict)
     failure: dict[str, Any] | None = None
+    leaving: Leaving | None = None
+
+    @property
+    def saves(self) -> bool:
+        """Whether it has ended everywhere, and only its output is still to be fetched."""
+        return len(self.ended) == len(self.plan.workers)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether its end is near."""
+        return self.saves or self.failure is not None or self.leaving is not None
 
     @property
     def failed(self) -> Mapping[int, ScriptEnded]:
@@ -145,8 +166,12 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
     if isinstance(event, Answer | Lost | AttemptEnded | Late | Preempted) and event.attempt != job.attempt:
         return job, []
     match event, job.state:
+        case CancelRequested(), ScriptRunning(failure=None, saves=False) as running:
+            return _leave(job, running, Leaving("it was cancelled", cancelled=True))
         case CancelRequested(), _:
             return end(job, Cancelled(), now)
+        case _, ScriptRunning(leaving=leaving) as running if leaving is not None:
+            return _leaving(job, running, leaving, event, now)
         case Planned(plan), Queued() | Waiting():
             return _start(job, plan)
         case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
@@ -165,10 +190,10 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
             record = Record("worker_lost", {"reason": text, "rank": rank, "node": begun.plan.workers[rank].node_name})
             job, commands = _lost(job, text, now)
             return job, [record, *commands]
-        case Preempted(_, for_job, reason), ScriptStarting() | ScriptRunning(failure=None):
-            job, commands = _recover(replace(job, fruitless=0), reason, now)
+        case Preempted(_, for_job, reason), ScriptStarting() | ScriptRunning(failure=None, saves=False):
+            job, commands = _vacate(replace(job, fruitless=0), reason, now)
             return job, [Record("preempted", {"for": for_job, "reason": reason}), *commands]
-        case NodeDraining(node_id), ScriptStarting() | ScriptRunning(failure=None) as begun:
+        case NodeDraining(node_id), ScriptStarting() | ScriptRunning(failure=None, saves=False) as begun:
             return _drain(job, begun.plan, node_id, now)
         case Late(_, waiting_for), ScriptStarting() as starting if waiting_for == SETUP:
             silent = [named(placement) for placement in starting.plan.workers if placement.rank not in starting.ready]
@@ -241,7 +266,7 @@ def _heard(job: ScriptJob, state: ScriptRunning, rank: int, message: FromWorker,
             return _ended(job, replace(state, ended={**state.ended, rank: message}), message, now)
         case OutputSaved() if rank == 0 and state.failure is not None:
             return end(job, Failed(state.failure, _output(job, state, message, "it failed")), now)
-        case OutputSaved() if rank == 0 and len(state.ended) == len(state.plan.workers):
+        case OutputSaved() if rank == 0 and state.saves:
             return _succeeded(job, state, message, now)
         case WorkerFailed(error=error):
             return end(job, Failed(state.failure or error), now)
@@ -266,7 +291,7 @@ def _ended(job: ScriptJob, state: ScriptRunning, message: ScriptEnded, now: floa
         return job, _save(job) if 0 in state.ended else []
     if message.status and len(state.failed) == 1:
         return job, [SetTimer(FAILURES_GRACE_S, Late(job.attempt, FAILURES))]
-    if state.failed or len(state.ended) < len(state.plan.workers):
+    if state.failed or not state.saves:
         return job, []
     return job, _save(job)
 
@@ -326,8 +351,41 @@ def _drain(job: ScriptJob, plan: Plan, node_id: str, now: float) -> ScriptOutcom
     if not there:
         return job, []
     record = Record("draining", {"node": node_id, "ranks": [placement.rank for placement in there]})
-    job, commands = _recover(replace(job, fruitless=0), f"node {there[0].node_name} is given back", now)
+    job, commands = _vacate(replace(job, fruitless=0), f"node {there[0].node_name} is given back", now)
     return job, [record, *commands]
+
+
+def _vacate(job: ScriptJob, reason: str, now: float) -> ScriptOutcome:
+    """Leave the places to others: what runs may save first."""
+    if isinstance(job.state, ScriptRunning):
+        return _leave(job, job.state, Leaving(reason))
+    return _recover(job, reason, now)
+
+
+def _leave(job: ScriptJob, state: ScriptRunning, leaving: Leaving) -> ScriptOutcome:
+    ranks = [placement.rank for placement in state.plan.workers if placement.rank not in state.ended]
+    asked: list[Command] = [Send(job.attempt, rank, GiveUp(key=job.id)) for rank in ranks] if not state.leaving else []
+    job = replace(job, state=replace(state, leaving=leaving))
+    return job, [*asked, SetTimer(LEAVING_BOUND_S, Late(job.attempt, LEAVING))]
+
+
+def _leaving(job: ScriptJob, state: ScriptRunning, leaving: Leaving, event: Event, now: float) -> ScriptOutcome:
+    """Until the script has ended on every rank, or its time is up."""
+    match event:
+        case Answer(_, rank, Reported() as report):
+            return _reported(job, state, rank, report)
+        case Answer(_, rank, ScriptEnded() as message):
+            state = replace(state, ended={**state.ended, rank: message})
+        case Lost(_, rank, _):
+            state = replace(state, ended={**state.ended, rank: ScriptEnded(status=1, ended_at=now)})
+        case Late(_, waiting_for) if waiting_for == LEAVING:
+            return _left(job, leaving, now)
+    job = replace(job, state=state)
+    return _left(job, leaving, now) if state.saves else (job, [])
+
+
+def _left(job: ScriptJob, leaving: Leaving, now: float) -> ScriptOutcome:
+    return end(job, Cancelled(), now) if leaving.cancelled else _recover(job, leaving.reason, now)
 
 
 def _recover(job: ScriptJob, reason: str, now: float) -> ScriptOutcome:
