@@ -31,7 +31,7 @@ MEDIAN_AIM, WORST_AIM, SINGLE_AIM, PREDICTION_AIM = 0.05, 0.15, 0.05, 0.10
 
 @dataclass
 class Run:
-    """One job, cancelled once its rate is known. plan: the first; shares: by node, at the end. losses: by step."""
+    """One job, cancelled once its rate is known. plan: that it started by; shares: by node, at the end. losses: by step."""
 
     plan: pl.Plan
     step_s: float = 0.0
@@ -72,6 +72,8 @@ def _measured(job: pl.Job) -> Run:
         if event.kind == "corrected":
             found.corrections.append(event.data)
         if event.kind == "progress":
+            if not commits:
+                found.plan = job.plan  # the one that it was submitted with was made before any probe
             commits.append((event.data["at"], event.data["step"]))
             found.losses[event.data["step"]] = event.data["loss"]
             enough = len([at for at, _ in commits if at - commits[0][0] >= SETTLE_S]) >= LEAST_COMMITS
@@ -84,6 +86,15 @@ def _measured(job: pl.Job) -> Run:
     if not found.step_s:
         raise RuntimeError(f"the job ended by itself: {job.info()['state']}, {job.info()['error']}")
     return found
+
+
+def _until_measured(cluster: EmulatedCluster) -> None:
+    """A cluster at rest knows its nodes' speed: each measures it at its join."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not all(node.speed for node in cluster.client.nodes() if node.name in cluster.names):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {TIMEOUT_S:.0f} s: all nodes' speed is known")
+        time.sleep(0.1)
 
 
 def _until_free(cluster: EmulatedCluster) -> None:
@@ -132,6 +143,7 @@ def run_cluster(name: str, cases: Sequence[Case], repeats: int) -> list[tuple[Ou
     outcomes = {case: Outcome(case) for case in cases}
     losses: dict[Case, dict[int, set[float]]] = {case: {} for case in cases}
     with EmulatedCluster(CLUSTERS[name]) as cluster:
+        _until_measured(cluster)
         for repeat in range(repeats):
             for case in cases[repeat % len(cases) :] + cases[: repeat % len(cases)]:
                 console.print(f"{case.name}, repeat {repeat + 1} of {repeats}")
