@@ -31,7 +31,10 @@ MEDIAN_AIM, WORST_AIM, SINGLE_AIM, PREDICTION_AIM = 0.05, 0.15, 0.05, 0.10
 
 @dataclass
 class Run:
-    """One job, cancelled once its rate is known. plan: that it started by; shares: by node, at the end. losses: by step."""
+    """One job, cancelled once its rate is known. plan: that it started by. shares: by node, at the end.
+
+    losses: by step.
+    """
 
     plan: pl.Plan
     step_s: float = 0.0

@@ -178,8 +178,13 @@ def test_a_link_that_was_never_measured_counts_as_a_slow_one_and_is_said_to_be_u
 
 
 def test_a_link_that_was_never_measured_counts_as_the_known_ones_do_in_the_median() -> None:
-    links = (link("b", "c", 2e7), link("c", "d", 1e7), link("b", "d", 9e9), link("c", "e", 1.0).model_copy(update={"failure": "down"}))
-    p = predicted(work(Measured(links=links)), [node("a"), node("b")])
+    links = (
+        link("b", "c", 2e7),
+        link("c", "d", 1e7),
+        link("b", "d", 9e9),
+        link("c", "e", 1.0).model_copy(update={"failure": "down"}),
+    )
+    p = predicted(work(Measured(profiles=(profile(),), links=links)), [node("a"), node("b")])
     assert p.exchange_s > 4 * MIB / 2.1e7
     assert p.doubts[-1].startswith("1 links not measured, taken as 160 Mbit/s")
 

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from paceline.errors import UserCodeError
 from paceline.master import scripts
-from paceline.master.scripts import FAILURES, FRUITFUL_S, LEAVING, OUTPUT, SETUP, ScriptJob, ScriptRunning, ScriptStarting
+from paceline.master.scripts import (
+    FAILURES,
+    FRUITFUL_S,
+    LEAVING,
+    OUTPUT,
+    SETUP,
+    ScriptJob,
+    ScriptRunning,
+    ScriptStarting,
+)
 from paceline.master.states import (
     TERMINAL,
     Answer,

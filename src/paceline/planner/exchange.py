@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from paceline.planner.network import Network
 from paceline.plan import Node
+from paceline.planner.network import Network
 
 LEAST_RATE = 1.0  # bytes/s, of nodes that can't reach each other: such an exchange would take for ever
 BUCKET_BYTES = 1 << 20  # as in training/exchange.py
@@ -127,9 +127,7 @@ class _Ways:
     all-to-all, which goes over all of them at once. slowest: bytes/s; latency_s: the longest.
     """
 
-    def __init__(
-        self, workers: Mapping[str, int], nodes: Mapping[str, int], network: Network
-    ) -> None:
+    def __init__(self, workers: Mapping[str, int], nodes: Mapping[str, int], network: Network) -> None:
         self.busiest, self.latency_s, self.slowest = 0.0, 0.0, math.inf
         usual = network.usual
         world, total, known = sum(workers.values()), sum(nodes.values()), 0

@@ -26,7 +26,7 @@ class Network:
             one, other = link.ends
             found.setdefault(one, {})[other] = link
             found.setdefault(other, {})[one] = link
-        usable = [link for link in measured if link.failure is None]
+        usable = [link for link in measured if link.failure is None and link.bytes_per_s > 0]
         if not usable:
             return cls(found)
         values = {name: median([getattr(link, name) for link in usable]) for name in ("latency_s", "bytes_per_s")}

@@ -14,8 +14,8 @@ from paceline.errors import Unplaceable
 from paceline.explain import counted, size
 from paceline.measured import Measured
 from paceline.plan import Node, NodeReason, Placement, Plan, Prediction, Sharding
-from paceline.planner.copies import copy_bytes, lacking
 from paceline.planner.choose import within
+from paceline.planner.copies import copy_bytes, lacking
 from paceline.planner.predict import WORKER_BASE_BYTES, Slot, worker_bytes
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import MASTER_BYTES, excluded, fitting, when_idle

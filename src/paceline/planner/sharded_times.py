@@ -52,7 +52,9 @@ def over_limits(options: TrainOptions, best: Prediction, busy: bool) -> Unplacea
     if options.resources.max_cost is not None:
         limits.append(f"it costs {money(best.cost)}, and max_cost is {money(options.resources.max_cost)}")
         remedies.append("a higher max_cost=")
-    fact = f"sharded, the job is predicted to take {told(best)} at best, ±{best.uncertainty:.0%}; {', and '.join(limits)}."
+    fact = (
+        f"sharded, the job is predicted to take {told(best)} at best, ±{best.uncertainty:.0%}; {', and '.join(limits)}."
+    )
     if busy:
         return Unplaceable(fact, "It waits until running jobs end.", busy=True)
     return Unplaceable(fact, f"Give it {' and '.join(remedies)}, or fewer steps in stop=.", busy=False)

@@ -46,7 +46,9 @@ async def upload(master: The, name: str, offset: int, total: int, request: Reque
     try:
         chunk = await request.body()
     except ClientDisconnect as gone:
-        raise Corrupt(f"the sender of blob {name} went away in a chunk.", "Send it again from the last offset.") from gone
+        raise Corrupt(
+            f"the sender of blob {name} went away in a chunk.", "Send it again from the last offset."
+        ) from gone
     received, complete = await run_in_threadpool(master.blobs.append, name, offset, total, chunk)
     return Received(received=received, complete=complete)
 
