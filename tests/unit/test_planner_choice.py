@@ -18,6 +18,7 @@ from paceline.planner.planner import plan_or_wait, plan_workers
 from paceline.planner.predict import Slot, best_shares, predict
 from paceline.planner.profiles import Workload
 from paceline.planner.rooms import when_idle
+from paceline.planner.speeds import with_speeds
 from paceline.spec import Facts, TrainOptions
 
 from builders import GIB, node, options
@@ -148,6 +149,7 @@ def decided(nodes: list[Node], wish: TrainOptions, known: Measured) -> Plan | pl
 def test_no_node_of_a_plan_makes_the_job_slower_by_the_plans_own_prediction(
     nodes: list[Node], known: Measured, wish: TrainOptions
 ) -> None:
+    nodes = list(with_speeds(nodes))
     plan = decided(nodes, wish, known)
     if isinstance(plan, pl.Unplaceable):
         assert plan.remedy
@@ -308,7 +310,7 @@ def test_a_model_that_fits_but_for_an_exchange_trains_on_one_worker() -> None:
 
 def test_the_document_has_the_decision_the_alternatives_and_a_reason_for_each_node_left_out() -> None:
     old = quick("old", 0.5, hardware_class="cpu:OLD")
-    nodes = [node("a", cores=2), quick("slow", 0.01), old]
+    nodes = [quick("a", cores=2), quick("slow", 0.01), old]
     found = json.loads(json.dumps(planned(nodes).document()))
     assert set(found) == {"decision", "chosen", "alternatives", "rejected", "faster"}
     assert set(found["chosen"]) == {"mode", "nodes", "predicted"}

@@ -24,6 +24,7 @@ from paceline.planner.request import Request
 from paceline.planner.rooms import Room, when_idle
 from paceline.planner.search import Candidate
 from paceline.planner.sharded import plan_sharded
+from paceline.planner.speeds import with_speeds
 from paceline.planner.summary import summary
 from paceline.spec import Facts, TrainOptions
 
@@ -45,6 +46,7 @@ def plan_workers(
     are some, with `details["counter"]`, the fields of a spec that would fit; and with `details["hardware_class"]` where
     no node of that class is left.
     """
+    nodes = with_speeds(nodes)
     if options.sync == "sharded":
         return plan_sharded(nodes, options, facts, wish, known)
     begun_on = hardware_class if options.reproducible else None
