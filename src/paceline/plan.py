@@ -26,9 +26,8 @@ class Node(BaseModel):
 
     load: of the cores, so many cores' worth of time goes to others than this master's workers, lately.
     quarantined: why no job may use it: it was found to compute wrongly. speed: where it is measured, of one core
-    ("cpu") and of each device ("cuda:0", "mps").
-    price: of an hour, in the currency of `max_cost=`; 0 where it costs nothing. tmpfs: bytes of its file system in
-    memory, which count as memory too. kept: of it, what the job that is
+    ("cpu") and of each device ("cuda:0", "mps"). price: of an hour, in the currency of `max_cost=`; 0 where it costs
+    nothing. tmpfs: bytes of its file system in memory, which count as memory too. kept: of it, what the job that is
     planned left there in its last attempt; it counts as free.
     """
 

@@ -275,11 +275,10 @@ class Job:
     """attempt: of the present or last gang start, 0 before the first. furthest: the last step ever committed.
 
     fruitless: attempts in a row, with the present one, that have committed no step beyond `furthest`. checkpoints: that
-    the next attempt may start from, newest first. copies: of a sharded job, where they
-    are newer. wish: how many workers the user asked for since it was submitted.
-    hardware_class: of the first attempt; it is part of the result, so that later ones keep it. probed: how its probe
-    came out, None before it; probes are the workers of attempt 0. known, nodes: what the present attempt was planned
-    by; nodes by their ids, with those that came since.
+    the next attempt may start from, newest first. copies: of a sharded job, where they are newer.
+    wish: how many workers the user asked for since it was submitted. hardware_class: of the first attempt; it is part
+    of the result, so that later ones keep it. probed: how its probe came out, None before it; probes are the workers
+    of attempt 0. known, nodes: what the present attempt was planned by; nodes by their ids, with those that came since.
     """
 
     id: str

@@ -29,8 +29,8 @@ UNITS_AT_ONCE = 4  # whole ones: two gathered, one's gradients, and those once m
 
 @dataclass(frozen=True)
 class Need:
-    """What a sharded job takes. state_bytes: of all workers together; stored_bytes: of it, what a
-    checkpoint holds; fixed_bytes: of each, whatever its part.
+    """What a sharded job takes. state_bytes: of all workers together; stored_bytes: of it, what a checkpoint holds.
+    fixed_bytes: of each, whatever its part.
 
     activation_bytes: of one sample in a pass; 0 where nothing is measured.
     """
