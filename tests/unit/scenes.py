@@ -104,7 +104,11 @@ class Scene:
 
     def serve(self) -> None:
         """Put the controller to work."""
-        self._serving = asyncio.create_task(self.controller.run())
+        self._serving = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        await self.controller.resume()
+        await self.controller.run()
 
     async def open(self, *names: str) -> tuple[list[Message], list[str]]:
         """A node, these jobs, and the controller at work, held as it starts the first: (what the agent got, ids)."""

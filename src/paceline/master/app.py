@@ -52,6 +52,7 @@ def create_app(master: Master) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await master.controller.resume()
         running = [asyncio.create_task(work) for work in (master.controller.run(), sweep_forever(master))]
         for task in running:
             task.add_done_callback(_tell_failure)

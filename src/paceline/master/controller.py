@@ -47,11 +47,14 @@ class Controller:
         self.scheduler = Scheduler(self._jobs, cluster, policy, self._knowledge, self._handle)
         self._dropped: set[str] = set()  # blobs of checkpoints that their jobs need no more
 
-    async def run(self) -> None:
-        """Resume what a former master left, then serve until cancelled."""
+    async def resume(self) -> None:
+        """Take up what a former master left; call before any job can be submitted, or it would be taken up twice."""
         self.scheduler.recall(await asyncio.to_thread(self._store.jobs), time.time())
         for row in await asyncio.to_thread(self._store.unfinished):
             await self._resume(row)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
         beside = [asyncio.create_task(work()) for work in (self.scheduler.run, self._discard_forever)]
         try:
             while True:
