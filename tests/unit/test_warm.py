@@ -65,7 +65,10 @@ def servers() -> list[psutil.Process]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_worker_that_is_killed_right_after_its_start_ends(tmp_path: Path) -> None:
