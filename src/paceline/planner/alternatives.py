@@ -29,7 +29,7 @@ def alternatives(work: Workload, choice: Choice, chosen: Candidate) -> tuple[Alt
 
 def _alternative(work: Workload, other: Candidate, chosen: Candidate) -> Alternative:
     mine, best = other.predicted, chosen.predicted
-    if not allowed(work, other):
+    if not allowed(work.options, mine):
         budget, deadline = work.options.resources.max_cost, work.options.deadline
         over = budget is not None and (mine.cost is None or mine.cost > budget)
         reason = f"costs {money(mine.cost)} of {money(budget)}" if over else f"deadline {duration(deadline)}"

@@ -48,7 +48,7 @@ def choose(work: Workload, pools: Iterable[Sequence[Room]], numbers: Numbers) ->
     for pool in pools:
         own = {c.places: c for rooms in _priced(work, pool) for c in _compared(work, rooms, numbers)}
         compared |= own
-        within = [candidate for candidate in own.values() if allowed(work, candidate)]
+        within = [candidate for candidate in own.values() if allowed(work.options, candidate.predicted)]
         if within:
             best.append(_trimmed(work, within, numbers))
             compared[best[-1].places] = best[-1]
@@ -65,13 +65,8 @@ def _surely(candidate: Candidate) -> tuple[object, ...]:
     return candidate.predicted.time_s * doubtful, candidate.predicted.step_s * doubtful, candidate.order
 
 
-def allowed(work: Workload, candidate: Candidate) -> bool:
+def allowed(options: TrainOptions, predicted: Prediction) -> bool:
     """Whether it keeps the request's deadline and cost."""
-    return within(work.options, candidate.predicted)
-
-
-def within(options: TrainOptions, predicted: Prediction) -> bool:
-    """Whether this keeps the request's deadline and cost."""
     deadline, budget = options.deadline, options.resources.max_cost
     if budget is not None and (predicted.cost is None or predicted.cost > budget):
         return False
@@ -119,7 +114,11 @@ def _trimmed(work: Workload, within: Sequence[Candidate], numbers: Numbers) -> C
     chosen = _fewest(within, fastest)
     while numbers.exactly is None and chosen.workers > 1:
         fewer = [exact(work, taken) for taken in _one_less(work, chosen.taken)]
-        better = [candidate for candidate in fewer if allowed(work, candidate) and not gains(candidate, fastest)]
+        better = [
+            candidate
+            for candidate in fewer
+            if allowed(work.options, candidate.predicted) and not gains(candidate, fastest)
+        ]
         if not better:
             break
         chosen = min(better, key=lambda candidate: candidate.order)

@@ -89,7 +89,7 @@ def _with_it(work: Workload, room: Room, chosen: Candidate, numbers: Numbers) ->
     if node is None:
         return "all of them are taken"
     found = beside(work, chosen, room, node, numbers.at_most)
-    if not allowed(work, found) and allowed(work, chosen):
+    if not allowed(work.options, found.predicted) and allowed(work.options, chosen.predicted):
         cost, budget = found.predicted.cost, work.options.resources.max_cost
         return f"with it the job would cost {money(cost)}, and max_cost is {money(budget)}"
     text = f"with it the job would take {told(found.predicted)}, without it {told(chosen.predicted)}"

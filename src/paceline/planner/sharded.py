@@ -14,7 +14,7 @@ from paceline.errors import Unplaceable
 from paceline.explain import counted, size
 from paceline.measured import Measured
 from paceline.plan import Node, NodeReason, Placement, Plan, Prediction, Sharding
-from paceline.planner.choose import within
+from paceline.planner.choose import allowed
 from paceline.planner.copies import copy_bytes, lacking
 from paceline.planner.predict import WORKER_BASE_BYTES, Slot, worker_bytes
 from paceline.planner.profiles import Workload, costs
@@ -92,17 +92,17 @@ def plan_sharded(
     need = _need(options, facts, known)
     options = _on_one_kind(nodes, options)
     work = Workload(options, facts, known)
-    allowed = [node for node in nodes if not excluded(node, options)]
+    usable = [node for node in nodes if not excluded(node, options)]
     asked = wish or options.resources.workers
     best: Prediction | None = None
-    for cut in _cuts(work, need, allowed, asked):
-        if within(options, cut.predicted):
+    for cut in _cuts(work, need, usable, asked):
+        if allowed(options, cut.predicted):
             return _plan(nodes, options, need, cut)
         best = cut.predicted
     if best is None:
-        raise _refusal(allowed, options, facts, need, asked)
-    later = _cuts(work, need, when_idle(allowed), asked)
-    raise over_limits(options, best, busy=any(within(options, cut.predicted) for cut in later))
+        raise _refusal(usable, options, facts, need, asked)
+    later = _cuts(work, need, when_idle(usable), asked)
+    raise over_limits(options, best, busy=any(allowed(options, cut.predicted) for cut in later))
 
 
 @dataclass(frozen=True)
