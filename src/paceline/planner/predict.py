@@ -50,6 +50,15 @@ class Crew:
     update_s: float
     timed: bool = False
 
+    @property
+    def hosts(self) -> list[Node]:
+        return [slot.node for slot in self.slots]
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """By node, how many times slower than usual its cores are."""
+        return {slot.node.id: cost.pace for slot, cost in zip(self.slots, self.costs, strict=True)}
+
 
 @dataclass(frozen=True)
 class Times:
@@ -151,9 +160,7 @@ def _exchange(work: Workload, crew: Crew, shares: Sequence[Share]) -> Exchange:
     cells = work.options.microbatches
     gradient_bytes = max([cost.profile.exchange_bytes for cost in crew.costs])
     tree_nodes = [num_nodes(share, cells) for share in shares]
-    pace = {slot.node.id: cost.pace for slot, cost in zip(crew.slots, crew.costs, strict=True)}
-    hosts = [slot.node for slot in crew.slots]
-    return exchange(hosts, tree_nodes, gradient_bytes, work.options.threads, work.network, pace)
+    return exchange(crew.hosts, tree_nodes, gradient_bytes, work.options.threads, work.network, crew.pace)
 
 
 def _evaluation_s(work: Workload, seconds: Sequence[float]) -> float:

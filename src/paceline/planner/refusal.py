@@ -8,6 +8,7 @@ from typing import Any
 
 from paceline.errors import Unplaceable
 from paceline.explain import counted, duration, size
+from paceline.plan import Prediction
 from paceline.planner.choose import Choice
 from paceline.planner.profiles import Workload
 from paceline.planner.reasons import money, told
@@ -83,13 +84,17 @@ def more_nodes(rooms: Sequence[Room], begun_on: str | None) -> str:
 
 def over_limits(work: Workload, choice: Choice) -> str:
     """The fact: what the best would take, and what the request allows."""
-    best, limits = choice.candidates[0].predicted, []
-    if work.options.deadline is not None:
-        limits.append(f"its deadline is {duration(work.options.deadline)}")
-    if work.options.resources.max_cost is not None:
-        cheapest = min(choice.candidates, key=lambda c: math.inf if c.predicted.cost is None else c.predicted.cost)
-        costs = f"costs {money(cheapest.predicted.cost)} at least"
-        limits.append(f"it {costs}, and max_cost is {money(work.options.resources.max_cost)}")
+    cheapest = min(choice.candidates, key=lambda c: math.inf if c.predicted.cost is None else c.predicted.cost)
+    return beyond(work.options, choice.candidates[0].predicted, f"{money(cheapest.predicted.cost)} at least")
+
+
+def beyond(options: TrainOptions, best: Prediction, costs: str) -> str:
+    """What the best would take, and what the request allows. costs: as it is told."""
+    limits = []
+    if options.deadline is not None:
+        limits.append(f"its deadline is {duration(options.deadline)}")
+    if options.resources.max_cost is not None:
+        limits.append(f"it costs {costs}, and max_cost is {money(options.resources.max_cost)}")
     return f"the job is predicted to take {told(best)} at best, ±{best.uncertainty:.0%}; {', and '.join(limits)}."
 
 

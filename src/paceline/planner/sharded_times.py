@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.errors import Unplaceable
-from paceline.explain import duration
 from paceline.plan import Prediction, Sharding
 from paceline.planner.exchange import gathers
 from paceline.planner.predict import FORWARD_PART, Slot, Times, crew_of, prediction
 from paceline.planner.profiles import Workload
-from paceline.planner.reasons import money, told
+from paceline.planner.reasons import money
+from paceline.planner.refusal import beyond
 from paceline.spec import TrainOptions
 
 UNTRIED = "times of sharded passes are worked out from unsharded ones: none was measured"
@@ -30,10 +30,8 @@ def predict_sharded(
     crew, world = crew_of(cut, slots), len(slots)
     passes = -(-sharding.microbatches // world)
     pass_s = max(crew.cell_s) * (1 + FORWARD_PART if sharding.recompute else 1)
-    pace = {slot.node.id: cost.pace for slot, cost in zip(slots, crew.costs, strict=True)}
     parameter_bytes = work.facts.parameter_bytes or 0
-    hosts = [slot.node for slot in slots]
-    gathered = gathers(hosts, parameter_bytes, passes, units, options.threads, work.network, pace)
+    gathered = gathers(crew.hosts, parameter_bytes, passes, units, options.threads, work.network, crew.pace)
     hidden_s = min(gathered.early_s, passes * pass_s) if slots[0].kind == "cuda" else 0.0
     times = Times(passes * pass_s, gathered, hidden_s, crew.update_s / world)
     found = prediction(cut, crew, times, memory_bytes)
@@ -45,16 +43,9 @@ def predict_sharded(
 
 def over_limits(options: TrainOptions, best: Prediction, busy: bool) -> Unplaceable:
     """The refusal of a job whose memory there is, but not its time or money. busy: it would keep them on idle nodes."""
-    limits, remedies = [], []
-    if options.deadline is not None:
-        limits.append(f"its deadline is {duration(options.deadline)}")
-        remedies.append("a later deadline=")
-    if options.resources.max_cost is not None:
-        limits.append(f"it costs {money(best.cost)}, and max_cost is {money(options.resources.max_cost)}")
-        remedies.append("a higher max_cost=")
-    fact = (
-        f"sharded, the job is predicted to take {told(best)} at best, ±{best.uncertainty:.0%}; {', and '.join(limits)}."
-    )
+    fact = f"sharded, {beyond(options, best, money(best.cost))}"
     if busy:
         return Unplaceable(fact, "It waits until running jobs end.", busy=True)
+    remedies = ["a later deadline="] if options.deadline is not None else []
+    remedies += ["a higher max_cost="] if options.resources.max_cost is not None else []
     return Unplaceable(fact, f"Give it {' and '.join(remedies)}, or fewer steps in stop=.", busy=False)
