@@ -138,12 +138,15 @@ def alternatives(hosts: Sequence[HostSpec]) -> list[Nodes]:
 
 @dataclass
 class Outcome:
-    """A case's measured seconds a step, a value for each repeat. predicted: by each plan, where it says so."""
+    """A case's measured seconds a step, a value for each repeat.
+
+    foreseen: (predicted, measured) by the plan that a chosen run started by, and by each that corrected it.
+    """
 
     case: Case
     alternatives: dict[Nodes, list[float]] = field(default_factory=dict)
     chosen: list[float] = field(default_factory=list)
-    predicted: list[float | None] = field(default_factory=list)
+    foreseen: list[list[tuple[float | None, float]]] = field(default_factory=list)
     plans: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -165,9 +168,9 @@ class Outcome:
 
     @property
     def prediction_error(self) -> float | None:
-        """Of the first plan, made before any run of the model on this cluster, beside that plan's own run."""
-        first = self.predicted[0]
-        return None if first is None else abs(first / self.chosen[0] - 1)
+        """Of the first plan, made before any run of the model on this cluster, beside what ran by that plan."""
+        predicted, measured = self.foreseen[0][0]
+        return None if predicted is None else abs(predicted / measured - 1)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -178,7 +181,7 @@ class Outcome:
             "prediction_error": self.prediction_error,
             "best": "+".join(self.best),
             "chosen_step_s": self.chosen,
-            "predicted_step_s": self.predicted,
+            "predicted_and_measured_step_s": self.foreseen,
             "plans": self.plans,
             "alternatives_step_s": {"+".join(nodes): runs for nodes, runs in self.alternatives.items()},
         }

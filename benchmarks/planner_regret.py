@@ -33,7 +33,7 @@ MEDIAN_AIM, WORST_AIM, SINGLE_AIM, PREDICTION_AIM = 0.05, 0.15, 0.05, 0.10
 class Run:
     """One job, cancelled once its rate is known. plan: that it started by. shares: by node, at the end.
 
-    losses: by step.
+    losses: by step. corrections: of the plan, while the job ran.
     """
 
     plan: pl.Plan
@@ -41,6 +41,14 @@ class Run:
     shares: dict[str, int] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
     corrections: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def foreseen(self) -> list[tuple[float | None, float]]:
+        """(predicted, measured) seconds a step, of the plan that it started by and of each that corrected it."""
+        predicted = [None if self.plan.predicted is None else self.plan.predicted.step_s]
+        predicted += [correction["predicted_step_s"] for correction in self.corrections]
+        measured = [*(correction["step_s"] for correction in self.corrections), self.step_s]
+        return list(zip(predicted, measured, strict=True))
 
 
 def run(cluster: EmulatedCluster, case: Case, nodes: Nodes | None) -> Run:
@@ -118,16 +126,11 @@ def compare(cluster: EmulatedCluster, case: Case, outcome: Outcome, losses: dict
             losses.setdefault(step, set()).add(value)
         if nodes is None:
             outcome.chosen.append(done.step_s)
-            outcome.predicted.append(predicted_step_s(done.plan))
+            outcome.foreseen.append(done.foreseen)
             outcome.plans.append(_described(done))
         else:
             outcome.alternatives.setdefault(nodes, []).append(done.step_s)
         console.print(f"  {'+'.join(nodes or _nodes_of(done.plan)):<14}{'' if nodes else 'chosen '}{done.step_s:.4g} s")
-
-
-def predicted_step_s(plan: pl.Plan) -> float | None:
-    """None where the plan predicts nothing."""
-    return None if plan.predicted is None else plan.predicted.step_s
 
 
 def _nodes_of(plan: pl.Plan) -> list[str]:

@@ -33,7 +33,8 @@ def test_a_rate_is_taken_from_commits_after_the_first_seconds() -> None:
 
 def test_regret_is_by_the_medians_and_what_the_repeats_span_is_taken_off() -> None:
     outcome = Outcome(CASES[0], alternatives={("a",): [1.0, 1.0, 1.2], ("a", "b"): [2.0, 2.0, 2.0]})
-    outcome.chosen, outcome.predicted = [1.2, 1.2, 1.2], [1.5, 1.2, 1.2]
+    outcome.chosen = [1.2, 1.2, 1.2]
+    outcome.foreseen = [[(1.5, 1.2), (1.1, 1.2)], [(1.2, 1.2)], [(1.2, 1.2)]]
     assert outcome.best == outcome.best_single == ("a",)
     assert outcome.regret(outcome.best) == pytest.approx(0.2)
     assert outcome.beyond_spread(outcome.best) == pytest.approx(0.1)
