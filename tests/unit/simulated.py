@@ -45,28 +45,22 @@ from paceline.master.states import (
     StopWorkers,
     Waiting,
 )
-from paceline.messages import (
+from paceline.messages.from_worker import (
     Beat,
-    CheckpointRef,
     CheckpointWritten,
     Evaluated,
-    EvaluateRound,
     FromWorker,
-    GiveUp,
     Pace,
     PeerLost,
     Probed,
-    ProbeSetup,
     Ready,
     Saved,
-    SaveRound,
-    Setup,
-    ToWorker,
     Trained,
-    TrainRound,
     Unloadable,
     WorkerHello,
 )
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import EvaluateRound, GiveUp, ProbeSetup, SaveRound, Setup, ToWorker, TrainRound
 from paceline.plan import Placement
 from paceline.shares import split_evenly
 from paceline.spec import Keep, Submission

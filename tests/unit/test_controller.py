@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from paceline.master.states import CancelRequested
-from paceline.messages import StartWorker, StopWorkers
+from paceline.messages.to_agent import StartWorker, StopWorkers
 from paceline.spec import Resources
 from paceline.stop import MaxTime
 

@@ -30,7 +30,8 @@ from paceline.master.states import (
     StopWorkers,
 )
 from paceline.measured import Calibration
-from paceline.messages import Pace, PeerLost, Ready, Trained, TrainRound, WorkerHello
+from paceline.messages.from_worker import Pace, PeerLost, Ready, Trained, WorkerHello
+from paceline.messages.to_worker import TrainRound
 from paceline.plan import Node
 from paceline.shares import split_evenly
 from paceline.spec import Resources

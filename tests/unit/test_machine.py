@@ -55,33 +55,28 @@ from paceline.master.states import (
     Waiting,
 )
 from paceline.measured import Measured
-from paceline.messages import (
+from paceline.messages.from_worker import (
     Beat,
     Checked,
-    CheckpointRef,
     CheckpointWritten,
-    CheckRound,
     Copied,
-    CopyOrder,
     Evaluated,
-    EvaluateRound,
     Evidence,
     FromWorker,
-    Group,
     ModelFile,
     Pace,
     PeerLost,
     Ready,
     Saved,
-    SaveRound,
     Suspected,
     Trained,
-    TrainRound,
     Unloadable,
     Warned,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import CheckRound, CopyOrder, EvaluateRound, Group, SaveRound, TrainRound
 from paceline.plan import Placement, Plan, Sharding
 from paceline.shares import split_evenly
 from paceline.spec import Facts, Submission

@@ -38,7 +38,8 @@ from paceline.master.states import (
     StopWorkers,
 )
 from paceline.measured import CellTime, Measured, Profile
-from paceline.messages import Pace, Probed, ProbeSetup, Ready, Saved, Trained, WorkerFailed, WorkerHello
+from paceline.messages.from_worker import Pace, Probed, Ready, Saved, Trained, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import ProbeSetup
 from paceline.plan import Node
 from paceline.planner.planner import plan_workers
 from paceline.spec import Facts, Submission

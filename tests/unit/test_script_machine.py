@@ -43,19 +43,16 @@ from paceline.master.states import (
     StopWorkers,
     Succeeded,
 )
-from paceline.messages import (
+from paceline.messages.from_worker import (
     FromWorker,
-    GiveUp,
     OutputSaved,
     Reported,
-    RunScript,
-    SaveOutput,
     ScriptEnded,
     ScriptReady,
-    ScriptSetup,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.to_worker import GiveUp, RunScript, SaveOutput, ScriptSetup
 from paceline.plan import Plan
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Resources, Versions

@@ -33,7 +33,7 @@ from paceline.master.states import (
     Waiting,
 )
 from paceline.master.store import Store
-from paceline.messages import CheckpointRef
+from paceline.messages.message import CheckpointRef
 
 from builders import plan_of, profile_of, submission
 

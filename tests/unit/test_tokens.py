@@ -173,7 +173,7 @@ def test_only_the_admin_takes_a_node_from_everybody(http: TestClient, master: Ma
 
 
 def _hello() -> Any:
-    from paceline.messages import AgentHello
+    from paceline.messages.from_agent import AgentHello
 
     from builders import GIB
 

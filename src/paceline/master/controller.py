@@ -23,7 +23,8 @@ from paceline.master.placing import check_quota
 from paceline.master.scheduler import Scheduler
 from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Planning
 from paceline.master.store import Store
-from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
+from paceline.messages.from_agent import AgentHello, LogLines
+from paceline.messages.from_worker import FromWorker, Progressed, Reported, Trained
 from paceline.plan import Plan
 from paceline.planner.queue import Policy
 from paceline.planner.sharded import decided

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 from paceline.master.states import Copies, Job, Outcome, Record, Running
-from paceline.messages import Copied, CopyOrder
+from paceline.messages.from_worker import Copied
+from paceline.messages.to_worker import CopyOrder
 from paceline.planner.copies import GENERATIONS, neighbours
 
 COPY_EVERY_S = 1.0

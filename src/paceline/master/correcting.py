@@ -15,7 +15,7 @@ from typing import Any
 from paceline.master.members import smoothed
 from paceline.master.shown import Shown
 from paceline.master.states import Command, Job, Record, Running
-from paceline.messages import Trained
+from paceline.messages.from_worker import Trained
 from paceline.plan import NodeReason
 from paceline.planner.predict import Slot
 from paceline.planner.profiles import Workload

@@ -23,7 +23,7 @@ from paceline.master.states import (
     StartWorkers,
     StopWorkers,
 )
-from paceline.messages import FromWorker, Ready, WorkerFailed, WorkerHello
+from paceline.messages.from_worker import FromWorker, Ready, WorkerFailed, WorkerHello
 
 JOIN_PAUSE_S = 600.0
 JOIN_PAUSE = f"the pause after {MAX_FAILED_JOINS} failed joins"

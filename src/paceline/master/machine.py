@@ -55,7 +55,7 @@ from paceline.master.states import (
     Unplaced,
     Waiting,
 )
-from paceline.messages import GiveUp
+from paceline.messages.to_worker import GiveUp
 from paceline.plan import Plan
 from paceline.spec import Submission
 

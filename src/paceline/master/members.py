@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
-from paceline.messages import Beat, CheckRound, Group, Pace, SaveRound
+from paceline.messages.from_worker import Beat, Pace
+from paceline.messages.to_worker import CheckRound, Group, SaveRound
 from paceline.plan import Placement
 from paceline.shares import Share, slowest, split_by_speed
 

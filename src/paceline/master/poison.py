@@ -15,7 +15,8 @@ from paceline.errors import NonFinite
 from paceline.master import members
 from paceline.master.ends import end, recover
 from paceline.master.states import Command, Enqueue, Failed, Job, Outcome, Quarantine, Record, Running, StopWorkers
-from paceline.messages import Checked, CheckRound, Evidence, Suspected
+from paceline.messages.from_worker import Checked, Evidence, Suspected
+from paceline.messages.to_worker import CheckRound
 
 ROUNDING = 1e-3  # of the norm, between hardware classes
 

@@ -32,7 +32,8 @@ from paceline.master.states import (
     StopWorkers,
 )
 from paceline.measured import Measured, rough_bytes
-from paceline.messages import FromWorker, Probed, ProbeSetup, WorkerFailed, WorkerHello
+from paceline.messages.from_worker import FromWorker, Probed, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import ProbeSetup
 from paceline.plan import Node, Placement, Plan
 from paceline.planner.planner import plan_workers
 from paceline.planner.predict import WORKER_BASE_BYTES

@@ -28,27 +28,23 @@ from paceline.master.states import (
     StopWorkers,
     Succeeded,
 )
-from paceline.messages import (
+from paceline.messages.from_worker import (
     Beat,
     Checked,
-    CheckpointRef,
     CheckpointWritten,
-    CheckRound,
     Copied,
     Evaluated,
-    EvaluateRound,
     FromWorker,
-    GiveUp,
     PeerLost,
     Saved,
-    SaveRound,
     Suspected,
     Trained,
-    TrainRound,
     Unloadable,
     Warned,
     WorkerFailed,
 )
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import CheckRound, EvaluateRound, GiveUp, SaveRound, TrainRound
 from paceline.spec import Keep
 from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, improved, leaves
 

@@ -26,7 +26,8 @@ from paceline.master.states import (
     Tick,
     Worker,
 )
-from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
+from paceline.messages.from_worker import FromWorker, Ready, Unloadable, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import Group, Setup
 from paceline.plan import Placement, Plan
 
 SETUP_BOUND_S = 900.0

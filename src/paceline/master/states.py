@@ -11,19 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from paceline.grid import Grid
 from paceline.master.shown import Shown
 from paceline.measured import Measured, Profile
-from paceline.messages import (
-    CheckpointRef,
-    CheckRound,
-    EvaluateRound,
-    FromWorker,
-    Group,
-    ModelFile,
-    Returned,
-    SaveRound,
-    Suspected,
-    ToWorker,
-    TrainRound,
-)
+from paceline.messages.from_worker import FromWorker, ModelFile, Returned, Suspected
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, ToWorker, TrainRound
 from paceline.plan import Node, Placement, Plan
 from paceline.planner.reconsider import Add
 from paceline.spec import Submission

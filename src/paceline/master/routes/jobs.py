@@ -22,7 +22,7 @@ from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
 from paceline.master.states import CancelRequested, ScaleRequested
-from paceline.messages import ModelFile
+from paceline.messages.from_worker import ModelFile
 from paceline.plan import Plan
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
