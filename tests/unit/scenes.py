@@ -12,7 +12,8 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, WorkerKey
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
-from paceline.master.states import Job, Starting
+from paceline.master.job import Job
+from paceline.master.states import Starting
 from paceline.master.store import ADMIN, Store
 from paceline.messages.from_agent import AgentHello
 from paceline.messages.from_worker import CheckpointWritten, FromWorker, Pace, Ready, Trained, WorkerHello

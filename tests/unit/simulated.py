@@ -17,34 +17,32 @@ from typing import Any
 
 from paceline.grid import Grid
 from paceline.master import machine
-from paceline.master.states import (
-    TERMINAL,
-    Answer,
-    AttemptEnded,
+from paceline.master.commands import (
     Command,
     Commit,
     Discard,
     Enqueue,
-    Event,
-    Job,
-    Lost,
-    NodeDraining,
-    Planned,
-    Preempted,
-    ProbePlace,
-    ProbeWanted,
-    Queued,
     Record,
-    Recruited,
     RollBack,
-    Running,
-    ScaleRequested,
     Send,
     SetTimer,
     StartWorkers,
     StopWorkers,
-    Waiting,
 )
+from paceline.master.events import (
+    Answer,
+    AttemptEnded,
+    Event,
+    Lost,
+    NodeDraining,
+    Planned,
+    Preempted,
+    ProbeWanted,
+    Recruited,
+    ScaleRequested,
+)
+from paceline.master.job import Job
+from paceline.master.states import TERMINAL, ProbePlace, Queued, Running, Waiting
 from paceline.messages.from_worker import (
     Beat,
     CheckpointWritten,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from paceline.master.states import CancelRequested
+from paceline.master.events import CancelRequested
 from paceline.messages.to_agent import StartWorker, StopWorkers
 from paceline.spec import Resources
 from paceline.stop import MaxTime

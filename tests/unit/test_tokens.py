@@ -10,8 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from paceline.master.app import create_app, open_master
+from paceline.master.committed import Training
 from paceline.master.context import Master
-from paceline.master.states import Failed, Job, Training
+from paceline.master.job import Job
+from paceline.master.states import Failed
 from paceline.versions import here
 
 from builders import submission

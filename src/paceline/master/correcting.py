@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from paceline.master.commands import Command, Record
+from paceline.master.job import Job
 from paceline.master.members import smoothed
 from paceline.master.shown import Shown
-from paceline.master.states import Command, Job, Record, Running
+from paceline.master.states import Running
 from paceline.messages.from_worker import Trained
 from paceline.plan import NodeReason
 from paceline.planner.predict import Slot

@@ -6,25 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.errors import JobFailed
-from paceline.master.states import (
-    Cancelled,
-    Command,
-    Discard,
-    Enqueue,
-    Failed,
-    Forget,
-    Job,
-    Live,
-    Outcome,
-    Planning,
-    Record,
-    Recovering,
-    RollBack,
-    Running,
-    StopWorkers,
-    Succeeded,
-    Waiting,
-)
+from paceline.master.commands import Command, Discard, Enqueue, Forget, Record, RollBack, StopWorkers
+from paceline.master.job import Job, Live, Outcome
+from paceline.master.states import Cancelled, Failed, Planning, Recovering, Running, Succeeded, Waiting
 
 MAX_FRUITLESS_ATTEMPTS = 3
 

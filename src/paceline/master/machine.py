@@ -16,45 +16,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paceline.master import hangs, joining, members, probing, starting
+from paceline.master.commands import Command, Enqueue, Record, RollBack, Send, SetTimer, StopWorkers
+from paceline.master.committed import Checkpoint, Training
 from paceline.master.ends import end, recover, rejoin_queue, state_record
-from paceline.master.rounds import answered, settle, waiting_for
-from paceline.master.states import (
-    TERMINAL,
+from paceline.master.events import (
     Answer,
     AttemptEnded,
-    Cancelled,
     CancelRequested,
-    Checkpoint,
-    Command,
-    Enqueue,
     Event,
-    Failed,
-    Job,
     Late,
     Lost,
     NodeDraining,
-    Outcome,
     Planned,
-    Planning,
     Preempted,
     ProbeWanted,
-    Queued,
-    Record,
-    Recovering,
     Recruited,
     Refused,
-    RollBack,
-    Running,
     ScaleRequested,
-    Send,
-    SetTimer,
-    Starting,
-    StopWorkers,
     Tick,
-    Training,
     Unplaced,
-    Waiting,
 )
+from paceline.master.job import Job, Outcome
+from paceline.master.rounds import answered, settle, waiting_for
+from paceline.master.states import TERMINAL, Cancelled, Failed, Planning, Queued, Recovering, Running, Starting, Waiting
 from paceline.messages.to_worker import GiveUp
 from paceline.plan import Plan
 from paceline.spec import Submission

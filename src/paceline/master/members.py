@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
+from paceline.master.commands import Command, Record, StopWorkers
+from paceline.master.committed import Training
+from paceline.master.states import Running, Worker
 from paceline.messages.from_worker import Beat, Pace
 from paceline.messages.to_worker import CheckRound, Group, SaveRound
 from paceline.plan import Placement

@@ -13,8 +13,10 @@ from typing import Any
 
 from paceline.errors import NonFinite
 from paceline.master import members
+from paceline.master.commands import Command, Enqueue, Quarantine, Record, StopWorkers
 from paceline.master.ends import end, recover
-from paceline.master.states import Command, Enqueue, Failed, Job, Outcome, Quarantine, Record, Running, StopWorkers
+from paceline.master.job import Job, Outcome
+from paceline.master.states import Failed, Running
 from paceline.messages.from_worker import Checked, Evidence, Suspected
 from paceline.messages.to_worker import CheckRound
 

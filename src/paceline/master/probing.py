@@ -10,27 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.errors import InvalidSpec, NotYetSupported, Unplaceable, UserCodeError
+from paceline.master.commands import Command, Enqueue, Learn, Record, Send, SetTimer, StartWorkers, StopWorkers
 from paceline.master.ends import end, state_record
+from paceline.master.events import Late, Planned, ProbeWanted
+from paceline.master.job import Job, Outcome
 from paceline.master.profiles import kind_of, with_memory
-from paceline.master.states import (
-    Command,
-    Enqueue,
-    Failed,
-    Job,
-    Late,
-    Learn,
-    Outcome,
-    Planned,
-    Planning,
-    ProbePlace,
-    ProbeWanted,
-    Queued,
-    Record,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-)
+from paceline.master.states import Failed, Planning, ProbePlace, Queued
 from paceline.measured import Measured, rough_bytes
 from paceline.messages.from_worker import FromWorker, Probed, WorkerFailed, WorkerHello
 from paceline.messages.to_worker import ProbeSetup

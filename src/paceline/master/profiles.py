@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from paceline.master.states import Job, Learn, Running, Worker
+from paceline.master.commands import Learn
+from paceline.master.job import Job
+from paceline.master.states import Running, Worker
 from paceline.measured import CellTime, Measured, Profile
 from paceline.plan import Node, Plan
 from paceline.planner.planner import plan_workers

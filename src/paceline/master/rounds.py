@@ -8,26 +8,14 @@ from typing import Any
 
 from paceline.grid import Grid
 from paceline.master import copies, correcting, members, poison
+from paceline.master.commands import Command, Commit, Discard, Enqueue, Record, Send, SetTimer, StopWorkers
+from paceline.master.committed import Checkpoint
+from paceline.master.delivery import Delivery
 from paceline.master.ends import discard_checkpoints, end, fall_back, forgo_copies, park, recover, state_record
+from paceline.master.events import Late
+from paceline.master.job import Job, Outcome
 from paceline.master.profiles import taught
-from paceline.master.states import (
-    Checkpoint,
-    Command,
-    Commit,
-    Delivery,
-    Discard,
-    Enqueue,
-    Failed,
-    Job,
-    Late,
-    Outcome,
-    Record,
-    Running,
-    Send,
-    SetTimer,
-    StopWorkers,
-    Succeeded,
-)
+from paceline.master.states import Failed, Running, Succeeded
 from paceline.messages.from_worker import (
     Beat,
     Checked,

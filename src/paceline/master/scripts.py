@@ -18,35 +18,23 @@ from pydantic import BaseModel, ConfigDict
 
 from paceline.errors import JobFailed
 from paceline.master import torchrun
+from paceline.master.commands import Command, Enqueue, Record, Send, SetTimer, StartWorkers, StopWorkers
+from paceline.master.delivery import Output
 from paceline.master.ends import MAX_FRUITLESS_ATTEMPTS, state_record
-from paceline.master.members import named
-from paceline.master.states import (
-    TERMINAL,
+from paceline.master.events import (
     Answer,
     AttemptEnded,
-    Cancelled,
     CancelRequested,
-    Command,
-    Enqueue,
     Event,
-    Failed,
     Late,
     Lost,
     NodeDraining,
-    Output,
     Planned,
     Preempted,
-    Queued,
-    Record,
-    Recovering,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-    Succeeded,
     Unplaced,
-    Waiting,
 )
+from paceline.master.members import named
+from paceline.master.states import TERMINAL, Cancelled, Failed, Queued, Recovering, Succeeded, Waiting
 from paceline.messages.from_worker import (
     FromWorker,
     OutputSaved,
@@ -134,7 +122,7 @@ ScriptState = (
 
 @dataclass(frozen=True)
 class ScriptJob:
-    """attempt, fruitless, elapsed_s: as of `states.Job`. training: what the store keeps of its progress.
+    """attempt, fruitless, elapsed_s: as of `job.Job`. training: what the store keeps of its progress.
 
     nodes: of the present or last attempt, that of rank 0 first.
     """

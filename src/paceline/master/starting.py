@@ -7,25 +7,14 @@ from dataclasses import replace
 
 from paceline.errors import DataMismatch
 from paceline.master import members
+from paceline.master.commands import Record, Send, SetTimer, StartWorkers
+from paceline.master.committed import Checkpoint
 from paceline.master.ends import end, fall_back, state_record
+from paceline.master.events import Late, Planned, Tick
+from paceline.master.job import Job, Outcome
 from paceline.master.rounds import advance
 from paceline.master.shown import Shown
-from paceline.master.states import (
-    Checkpoint,
-    Failed,
-    Job,
-    Late,
-    Outcome,
-    Planned,
-    Record,
-    Running,
-    Send,
-    SetTimer,
-    Starting,
-    StartWorkers,
-    Tick,
-    Worker,
-)
+from paceline.master.states import Failed, Running, Starting, Worker
 from paceline.messages.from_worker import FromWorker, Ready, Unloadable, WorkerFailed, WorkerHello
 from paceline.messages.to_worker import Group, Setup
 from paceline.plan import Placement, Plan
