@@ -45,7 +45,7 @@ from paceline.master.events import (
 from paceline.master.job import Job
 from paceline.master.lives import next_plan
 from paceline.master.machine import resumed, step
-from paceline.master.rounds import waiting_for
+from paceline.master.orders import waiting_for
 from paceline.master.states import (
     TERMINAL,
     Cancelled,

@@ -7,8 +7,11 @@ from typing import Any
 
 from paceline.errors import JobFailed
 from paceline.master.commands import Command, Discard, Enqueue, Forget, Record, RollBack, StopWorkers
+from paceline.master.delivery import Delivery
 from paceline.master.job import Job, Live, Outcome
+from paceline.master.profiles import taught
 from paceline.master.states import Cancelled, Failed, Planning, Recovering, Running, Succeeded, Waiting
+from paceline.messages.from_worker import Saved
 
 MAX_FRUITLESS_ATTEMPTS = 3
 
@@ -24,6 +27,30 @@ def state_record(job: Live) -> Record:
         case Succeeded(delivery):
             data["stop_reason"] = delivery.stop_reason
     return Record("state", data)
+
+
+def deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
+    """The job is over: its model is stored for the client."""
+    options = job.submission.options
+    seconds = job.elapsed_s + now - state.since
+    reason = " and ".join(map(str, state.stopping)) + f" at step {job.training.step}"
+    because = None if state.reproducible else f"wall time ended the job ({reason}, {seconds:.1f} s)"
+    if state.plan.mode == "sharded":
+        because = because or "a sharded model equals an exactly trained one within float error"
+    delivery = Delivery(
+        blob=saved.blob,
+        files=saved.files,
+        nbytes=saved.nbytes,
+        digest=saved.digest,
+        step=job.training.best_step or saved.step,
+        stop_reason=reason,
+        reproducible=because is None and options.reproducible,
+        irreproducible_because=because or (None if options.reproducible else "reproducible=False"),
+        hardware_class=state.plan.hardware_class,
+    )
+    learned = taught(job, state)
+    job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
+    return job, [state_record(job), StopWorkers(job.attempt), *discard_checkpoints(job), *learned]
 
 
 def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:

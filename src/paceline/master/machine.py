@@ -37,7 +37,8 @@ from paceline.master.events import (
     Unplaced,
 )
 from paceline.master.job import Job, Outcome
-from paceline.master.rounds import answered, settle, waiting_for
+from paceline.master.orders import waiting_for
+from paceline.master.rounds import answered, settle
 from paceline.master.states import TERMINAL, Cancelled, Failed, Planning, Queued, Recovering, Running, Starting, Waiting
 from paceline.messages.to_worker import GiveUp
 from paceline.plan import Plan

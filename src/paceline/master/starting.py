@@ -12,7 +12,7 @@ from paceline.master.committed import Checkpoint
 from paceline.master.ends import end, fall_back, state_record
 from paceline.master.events import Late, Planned, Tick
 from paceline.master.job import Job, Outcome
-from paceline.master.rounds import advance
+from paceline.master.orders import advance
 from paceline.master.shown import Shown
 from paceline.master.states import Failed, Running, Starting, Worker
 from paceline.messages.from_worker import FromWorker, Ready, Unloadable, WorkerFailed, WorkerHello
