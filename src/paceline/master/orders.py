@@ -12,7 +12,7 @@ from paceline.master.evaluations import noted
 from paceline.master.events import Late
 from paceline.master.job import Job, Outcome
 from paceline.master.states import Running
-from paceline.messages.to_worker import CheckRound, EvaluateRound, SaveRound, TrainRound
+from paceline.messages.to_worker import CheckRound, EvaluateRound, Round, SaveRound, TrainRound
 from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, leaves
 
 ROUND_TARGET_S = 0.5
@@ -138,7 +138,7 @@ def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
     return [leaf.steps if isinstance(leaf, MaxSteps) else leaf.epochs * grid.steps_per_epoch for leaf in counted]
 
 
-def _order(job: Job, state: Running, order: TrainRound | CheckRound | EvaluateRound | SaveRound, now: float) -> Outcome:
+def _order(job: Job, state: Running, order: Round, now: float) -> Outcome:
     state = replace(state, order=order, ordered_at=now, answers={}, lost=())
     commands: list[Command] = [Send(job.attempt, rank, order) for rank in members.asked(state)]
     if isinstance(order, SaveRound) or only_writes(order):
@@ -146,7 +146,7 @@ def _order(job: Job, state: Running, order: TrainRound | CheckRound | EvaluateRo
     return replace(job, state=state), commands
 
 
-def only_writes(order: TrainRound | CheckRound | EvaluateRound | SaveRound | None) -> bool:
+def only_writes(order: Round | None) -> bool:
     """Whether the round trains no step, and is over once its checkpoint is written."""
     return isinstance(order, TrainRound) and order.checkpoint and order.from_step == order.to_step
 

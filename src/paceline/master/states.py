@@ -11,7 +11,7 @@ from paceline.master.committed import Training
 from paceline.master.delivery import Delivery, Output
 from paceline.master.shown import Shown
 from paceline.messages.from_worker import FromWorker, Suspected
-from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, TrainRound
+from paceline.messages.to_worker import Group, Round
 from paceline.plan import Placement, Plan
 from paceline.stop import StopCondition
 
@@ -108,7 +108,7 @@ class Running:
     next_rank: int
     building: Mapping[int, tuple[Placement, str]] = field(default_factory=dict)
     generation: int = 0
-    order: TrainRound | CheckRound | EvaluateRound | SaveRound | None = None
+    order: Round | None = None
     ordered_at: float = 0.0
     answers: Mapping[int, FromWorker] = field(default_factory=dict)
     lost: tuple[str, ...] = ()

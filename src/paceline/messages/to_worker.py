@@ -114,6 +114,9 @@ class SaveRound(Message):
     which: Literal["last", "best"]
 
 
+Round = TrainRound | CheckRound | EvaluateRound | SaveRound
+
+
 class GiveUp(Message):
     """A member of this group is gone: stop waiting for it. Has no answer of its own."""
 
