@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from paceline.errors import JobFailed
 from paceline.master import torchrun
-from paceline.master.commands import Command, Enqueue, Record, Send, SetTimer, StartWorkers, StopWorkers
+from paceline.master.commands import Command, Enqueue, Record, Send, SetTimer, StopWorkers
 from paceline.master.delivery import Output
 from paceline.master.ends import MAX_FRUITLESS_ATTEMPTS, state_record
 from paceline.master.events import (
@@ -34,6 +34,7 @@ from paceline.master.events import (
     Unplaced,
 )
 from paceline.master.members import named
+from paceline.master.starting import SETUP, gang_start
 from paceline.master.states import TERMINAL, Cancelled, Failed, Queued, Recovering, Succeeded, Waiting
 from paceline.messages.from_worker import (
     FromWorker,
@@ -48,7 +49,6 @@ from paceline.messages.to_worker import GiveUp, RunScript, SaveOutput, ScriptSet
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission
 
-SETUP = "setup"
 SETUP_BOUND_S = 1800.0  # requirements are installed in it
 OUTPUT = "output"
 OUTPUT_BOUND_S = 3600.0
@@ -203,14 +203,9 @@ def nodes_of(plan: Plan) -> tuple[str, ...]:
 
 
 def _start(job: ScriptJob, plan: Plan) -> ScriptOutcome:
-    attempt = job.attempt + 1
-    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=ScriptStarting(plan), nodes=nodes_of(plan))
-    return job, [
-        Record("planned", {"attempt": attempt, "summary": plan.summary}),
-        state_record(job),
-        StartWorkers(attempt, plan.workers),
-        SetTimer(SETUP_BOUND_S, Late(attempt, SETUP)),
-    ]
+    begun = ScriptStarting(plan)
+    job = replace(job, attempt=job.attempt + 1, fruitless=job.fruitless + 1, state=begun, nodes=nodes_of(plan))
+    return job, gang_start(job, plan, SETUP_BOUND_S)
 
 
 def _set_up(job: ScriptJob, state: ScriptStarting, rank: int, message: FromWorker, now: float) -> ScriptOutcome:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from paceline.errors import DataMismatch
 from paceline.master import members
-from paceline.master.commands import Record, Send, SetTimer, StartWorkers
+from paceline.master.commands import Command, Record, Send, SetTimer, StartWorkers
 from paceline.master.committed import Checkpoint
 from paceline.master.ends import end, fall_back, state_record
 from paceline.master.events import Late, Planned, Tick
-from paceline.master.job import Job, Outcome
+from paceline.master.job import Job, Live, Outcome
 from paceline.master.orders import advance
 from paceline.master.shown import Shown
 from paceline.master.states import Failed, Running, Starting, Worker
@@ -28,22 +28,27 @@ Building = Mapping[int, tuple[Placement, str]]
 
 def start(job: Job, planned: Planned) -> Outcome:
     """The next attempt, as it was planned."""
-    attempt, plan = job.attempt + 1, planned.plan
+    plan = planned.plan
     building = {placement.rank: (placement, "") for placement in plan.workers}
     job = replace(
         job,
-        attempt=attempt,
+        attempt=job.attempt + 1,
         fruitless=job.fruitless + 1,
         hardware_class=job.hardware_class or plan.hardware_class,
         nodes={node.id: node for node in planned.nodes},
         known=planned.known,
         state=Starting(plan, building),
     )
-    return job, [
-        Record("planned", {"attempt": attempt, "summary": plan.summary}),
+    return job, gang_start(job, plan, SETUP_BOUND_S)
+
+
+def gang_start(job: Live, plan: Plan, bound_s: float) -> list[Command]:
+    """What begins an attempt of a job of any kind: all of its workers at once, each to be ready within the bound."""
+    return [
+        Record("planned", {"attempt": job.attempt, "summary": plan.summary}),
         state_record(job),
-        StartWorkers(attempt, plan.workers),
-        SetTimer(SETUP_BOUND_S, Late(attempt, SETUP)),
+        StartWorkers(job.attempt, plan.workers),
+        SetTimer(bound_s, Late(job.attempt, SETUP)),
     ]
 
 
