@@ -118,11 +118,11 @@ def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS
 
 def _steps_to_go(job: Job, state: Running, step_s: float, now: float) -> float:
     """To the known bound, by steps or by time; convergence is not foreseen."""
-    elapsed_s = job.elapsed_s + now - state.since
+    trained_s = job.trained_s(now)
 
     def of_leaf(leaf: StopCondition) -> float | None:
         if isinstance(leaf, MaxTime):
-            return (leaf.seconds - elapsed_s) / step_s
+            return (leaf.seconds - trained_s) / step_s
         step = step_bound(leaf, state.grid.steps_per_epoch)
         return None if step is None else step - job.training.step
 

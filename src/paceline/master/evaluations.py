@@ -28,7 +28,6 @@ def means(names: tuple[str, ...], answers: Mapping[int, Evaluated]) -> dict[str,
 def noted(job: Job, state: Running, values: dict[str, float], now: float) -> tuple[Job, Record]:
     """The job with an evaluation in its history, and the row that tells of it."""
     training = job.training
-    seconds = job.elapsed_s + now - state.since
     entry = {
         "step": float(training.step),
         "epoch": training.step / state.grid.steps_per_epoch,
@@ -46,4 +45,4 @@ def noted(job: Job, state: Running, values: dict[str, float], now: float) -> tup
     if keep.metric is not None and improved(entry[keep.metric], training.best, keep.mode):
         changes |= {"best": entry[keep.metric], "best_step": training.step, "unmarked_best": True}
     job = replace(job, training=training.model_copy(update=changes))
-    return job, Record("evaluated", {**entry, "seconds": seconds})
+    return job, Record("evaluated", {**entry, "seconds": job.trained_s(now)})

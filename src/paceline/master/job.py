@@ -72,6 +72,10 @@ class Job:
     def state_name(self) -> str:
         return type(self.state).__name__.upper()
 
+    def trained_s(self, now: float) -> float:
+        """Seconds of training, with those of an attempt that runs."""
+        return self.elapsed_s + now - self.state.since if isinstance(self.state, Running) else self.elapsed_s
+
     @property
     def wanted(self) -> int:
         """How many more workers a running job could use."""

@@ -60,8 +60,7 @@ def evaluated(job: Job, state: Running, values: dict[str, float], now: float) ->
 def _judge(job: Job, state: Running, now: float) -> Running:
     """Whether the stop condition has fired, and whether it would have without the clock."""
     training, stop = job.training, job.submission.options.stop
-    elapsed_s = job.elapsed_s + now - state.since
-    seen = Progress(training.step, state.grid.steps_per_epoch, elapsed_s, training.history)
+    seen = Progress(training.step, state.grid.steps_per_epoch, job.trained_s(now), training.history)
     without_clock = fired(stop, replace(seen, elapsed_s=0.0))
     return replace(state, stopping=without_clock or fired(stop, seen), reproducible=bool(without_clock))
 
