@@ -88,11 +88,8 @@ def is_fixed(job: Job) -> bool:
 
 
 def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS) -> Course | None:
-    """What the planner judges by; None while fewer rounds are measured with the present members and shares.
-
-    None for a sharded job: its members are its model's parts.
-    """
-    if state.plan.mode == "sharded":
+    """What the planner judges by; None while fewer rounds are measured with the present members and shares."""
+    if not state.plan.elastic:
         return None
     shown, workers = state.shown, [state.workers[rank] for rank in state.members]
     if shown.rounds < rounds or shown.step_s is None or shown.first_s is None:

@@ -80,11 +80,9 @@ class Job:
     def wanted(self) -> int:
         """How many more workers a running job could use."""
         state = self.state
-        if not isinstance(state, Running) or state.stopping or state.preempted:
+        if not isinstance(state, Running) or not state.plan.elastic or state.stopping or state.preempted:
             return 0
         if state.failed_joins >= MAX_FAILED_JOINS:
-            return 0
-        if state.plan.mode == "sharded":
             return 0
         return max(0, state.target - state.staying)
 

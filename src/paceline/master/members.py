@@ -177,7 +177,7 @@ def asked(state: Running) -> tuple[int, ...]:
     """Members that are to answer the present order."""
     if isinstance(state.order, CheckRound):
         return (state.order.checker,)
-    alone = isinstance(state.order, SaveRound) and state.plan.mode == "exact"
+    alone = isinstance(state.order, SaveRound) and state.order.group is None
     return state.members[:1] if alone else state.members
 
 

@@ -121,12 +121,12 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
         return advance(job, state, now)
     asked = members.asked(state)
     torn = [answer.reason for answer in state.answers.values() if isinstance(answer, PeerLost)]
-    sharded_apart = bool(torn) and state.plan.mode == "sharded"  # nobody can go on, whoever is still to answer
-    if any(rank not in state.answers for rank in asked) and not sharded_apart:
+    apart = bool(torn) and not state.plan.elastic  # nobody can go on, whoever is still to answer
+    if any(rank not in state.answers for rank in asked) and not apart:
         return job, []
     if torn and not state.lost and not grace_over:
         return job, [SetTimer(PEER_LOST_BOUND_S, Late(job.attempt, f"peer lost in {waiting_for(state)}"))]
-    if sharded_apart:
+    if apart:
         return recover(job, f"the workers lost each other: {torn[0]}", now)
     if only_writes(state.order) and state.pending is not None and not torn:
         return job, []

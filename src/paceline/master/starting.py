@@ -133,7 +133,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         leaving=frozenset(r for r, worker in state.workers.items() if worker.placement.node_id in state.draining),
     )
     running = members.form(running, job.id, job.attempt, ranks)
-    if job.wish is not None and state.plan.mode == "exact":  # only members are there: nobody has to be stopped
+    if job.wish is not None and state.plan.elastic:  # only members are there: nobody has to be stopped
         running, _ = members.resize(running, job.wish)
     training = job.training.model_copy(update={"train_samples": ready.train_samples})
     job = replace(job, training=training, state=running)
