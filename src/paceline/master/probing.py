@@ -23,7 +23,7 @@ from paceline.plan import Node, Placement, Plan
 from paceline.planner.planner import plan_workers
 from paceline.planner.predict import WORKER_BASE_BYTES
 from paceline.planner.profiles import rough_seconds
-from paceline.planner.rooms import MASTER_BYTES
+from paceline.planner.rooms import kept_back
 from paceline.spec import Facts, Submission, TrainOptions
 
 PROBE = "probe"
@@ -117,8 +117,7 @@ def _workers(options: TrainOptions, workers: int) -> TrainOptions:
 
 
 def _memory(node: Node) -> int:
-    kept_back = MASTER_BYTES if node.is_master else 0
-    return max(0, node.free_memory - kept_back - WORKER_BASE_BYTES)
+    return max(0, node.free_memory - kept_back(node) - WORKER_BASE_BYTES)
 
 
 # ---- what comes of it ----
