@@ -74,7 +74,7 @@ def places_for_one(options: TrainOptions, facts: Facts, kind: str, nodes: Sequen
     for hardware_class in sorted({node.hardware_class for node in nodes}):
         alike = [node for node in nodes if node.hardware_class == hardware_class]
         try:
-            placement = plan_workers(alike, _workers(options, 1), facts).workers[0]
+            placement = plan_workers(alike, options.with_resources(workers=1), facts).workers[0]
         except Unplaceable:
             continue
         if placement.kind == kind:
@@ -106,14 +106,10 @@ def why_not(job: Job, places: Sequence[ProbePlace], nodes: Sequence[Node]) -> st
 
 def _fits(nodes: Sequence[Node], options: TrainOptions, facts: Facts, workers: int) -> bool:
     try:
-        plan_workers(nodes, _workers(options, workers), facts)
+        plan_workers(nodes, options.with_resources(workers=workers), facts)
     except Unplaceable:
         return False
     return True
-
-
-def _workers(options: TrainOptions, workers: int) -> TrainOptions:
-    return options.model_copy(update={"resources": options.resources.model_copy(update={"workers": workers})})
 
 
 def _memory(node: Node) -> int:

@@ -83,7 +83,7 @@ def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOpti
     if not needs or options.sync == "sharded":
         return options
     memory = max(needs + WORKER_BASE_BYTES, options.resources.memory or 0)
-    return options.model_copy(update={"resources": options.resources.model_copy(update={"memory": memory})})
+    return options.with_resources(memory=memory)
 
 
 def too_large(profiles: Iterable[Profile]) -> int:

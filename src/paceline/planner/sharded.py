@@ -145,8 +145,7 @@ def _on_one_kind(nodes: Sequence[Node], options: TrainOptions) -> TrainOptions:
     if options.resources.device != "auto":
         return options
     found = any(d.kind == "cuda" for node in nodes if not excluded(node, options) for d in node.devices)
-    resources = options.resources.model_copy(update={"device": "cuda" if found else "cpu"})
-    return options.model_copy(update={"resources": resources})
+    return options.with_resources(device="cuda" if found else "cpu")
 
 
 def _counts(nodes: Sequence[Node], options: TrainOptions, asked: int | None) -> Sequence[int]:
