@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -154,18 +155,9 @@ def settle(job: Job, state: Running, now: float, grace_over: bool = False) -> Ou
 def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     """Commit what any survivor completed; those a step behind will copy it."""
     done = {rank: a for rank, a in state.answers.items() if isinstance(a, Trained | Suspected | PeerLost)}
-    workers = dict(state.workers)
-    for rank, answer in done.items():
-        workers[rank] = replace(workers[rank], step=answer.step)
-        if isinstance(answer, Trained):
-            workers[rank] = members.note_pace(workers[rank], answer.pace)
     furthest = max(done.values(), key=lambda answer: len(answer.losses))
-    state = replace(state, workers=workers, rounds=state.rounds + 1)
     torn = [answer.reason for answer in done.values() if isinstance(answer, PeerLost)]
-    if torn:
-        state = members.broken(state)
-    elif all(isinstance(answer, Trained) for answer in done.values()):
-        state = correcting.observe(state, {rank: a for rank, a in done.items() if isinstance(a, Trained)}, now)
+    state = _with_answers(state, done, now)
     if furthest.losses or not torn:
         state = replace(state, torn=0)
     elif not state.lost:  # a death explains itself, and is bounded by the attempts
@@ -193,6 +185,20 @@ def _commit(job: Job, state: Running, order: TrainRound, now: float) -> Outcome:
     state, told = (state, []) if torn else correcting.correct(job, state, now)
     job, commands = advance(replace(job, state=state), state, now)
     return job, [Commit(job.attempt, order.from_step, to_step, samples), Record("progress", data), *told, *commands]
+
+
+def _with_answers(state: Running, done: Mapping[int, Trained | Suspected | PeerLost], now: float) -> Running:
+    """What the round has shown of its members: how far they are, how fast, and whether they lost each other."""
+    workers = dict(state.workers)
+    for rank, answer in done.items():
+        workers[rank] = replace(workers[rank], step=answer.step)
+        if isinstance(answer, Trained):
+            workers[rank] = members.note_pace(workers[rank], answer.pace)
+    state = replace(state, workers=workers, rounds=state.rounds + 1)
+    if any(isinstance(answer, PeerLost) for answer in done.values()):
+        return members.broken(state)
+    trained = {rank: answer for rank, answer in done.items() if isinstance(answer, Trained)}
+    return correcting.observe(state, trained, now) if len(trained) == len(done) else state
 
 
 def _with_losses(job: Job, grid: Grid, from_step: int, losses: tuple[float, ...]) -> Job:
