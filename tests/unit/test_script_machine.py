@@ -11,6 +11,19 @@ from hypothesis import strategies as st
 
 from paceline.errors import UserCodeError
 from paceline.master import scripts
+from paceline.master.commands import Command, Record, Send, SetTimer, StartWorkers, StopWorkers
+from paceline.master.delivery import Output
+from paceline.master.events import (
+    Answer,
+    AttemptEnded,
+    CancelRequested,
+    Event,
+    Late,
+    Lost,
+    NodeDraining,
+    Planned,
+    Preempted,
+)
 from paceline.master.scripts import (
     FAILURES,
     FRUITFUL_S,
@@ -21,41 +34,17 @@ from paceline.master.scripts import (
     ScriptRunning,
     ScriptStarting,
 )
-from paceline.master.states import (
-    TERMINAL,
-    Answer,
-    AttemptEnded,
-    Cancelled,
-    CancelRequested,
-    Command,
-    Event,
-    Failed,
-    Late,
-    Lost,
-    NodeDraining,
-    Output,
-    Planned,
-    Preempted,
-    Record,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-    Succeeded,
-)
-from paceline.messages import (
+from paceline.master.states import TERMINAL, Cancelled, Failed, Succeeded
+from paceline.messages.from_worker import (
     FromWorker,
-    GiveUp,
     OutputSaved,
     Reported,
-    RunScript,
-    SaveOutput,
     ScriptEnded,
     ScriptReady,
-    ScriptSetup,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.to_worker import GiveUp, RunScript, SaveOutput, ScriptSetup
 from paceline.plan import Plan
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Resources, Versions

@@ -18,52 +18,37 @@ from pydantic import BaseModel, ConfigDict
 
 from paceline.errors import JobFailed
 from paceline.master import torchrun
+from paceline.master.commands import Command, Enqueue, Record, Send, SetTimer, StopWorkers
+from paceline.master.delivery import Output
 from paceline.master.ends import MAX_FRUITLESS_ATTEMPTS, state_record
-from paceline.master.members import named
-from paceline.master.states import (
-    TERMINAL,
+from paceline.master.events import (
     Answer,
     AttemptEnded,
-    Cancelled,
     CancelRequested,
-    Command,
-    Enqueue,
     Event,
-    Failed,
     Late,
     Lost,
     NodeDraining,
-    Output,
     Planned,
     Preempted,
-    Queued,
-    Record,
-    Recovering,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-    Succeeded,
     Unplaced,
-    Waiting,
 )
-from paceline.messages import (
+from paceline.master.members import named
+from paceline.master.starting import SETUP, gang_start
+from paceline.master.states import TERMINAL, Cancelled, Failed, Queued, Recovering, Succeeded, Waiting
+from paceline.messages.from_worker import (
     FromWorker,
-    GiveUp,
     OutputSaved,
     Reported,
-    RunScript,
-    SaveOutput,
     ScriptEnded,
     ScriptReady,
-    ScriptSetup,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.to_worker import GiveUp, RunScript, SaveOutput, ScriptSetup
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission
 
-SETUP = "setup"
 SETUP_BOUND_S = 1800.0  # requirements are installed in it
 OUTPUT = "output"
 OUTPUT_BOUND_S = 3600.0
@@ -137,7 +122,7 @@ ScriptState = (
 
 @dataclass(frozen=True)
 class ScriptJob:
-    """attempt, fruitless, elapsed_s: as of `states.Job`. training: what the store keeps of its progress.
+    """attempt, fruitless, elapsed_s: as of `job.Job`. training: what the store keeps of its progress.
 
     nodes: of the present or last attempt, that of rank 0 first.
     """
@@ -218,14 +203,9 @@ def nodes_of(plan: Plan) -> tuple[str, ...]:
 
 
 def _start(job: ScriptJob, plan: Plan) -> ScriptOutcome:
-    attempt = job.attempt + 1
-    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=ScriptStarting(plan), nodes=nodes_of(plan))
-    return job, [
-        Record("planned", {"attempt": attempt, "summary": plan.summary}),
-        state_record(job),
-        StartWorkers(attempt, plan.workers),
-        SetTimer(SETUP_BOUND_S, Late(attempt, SETUP)),
-    ]
+    begun = ScriptStarting(plan)
+    job = replace(job, attempt=job.attempt + 1, fruitless=job.fruitless + 1, state=begun, nodes=nodes_of(plan))
+    return job, gang_start(job, plan, SETUP_BOUND_S)
 
 
 def _set_up(job: ScriptJob, state: ScriptStarting, rank: int, message: FromWorker, now: float) -> ScriptOutcome:

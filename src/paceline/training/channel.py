@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from paceline.messages import MAX_MESSAGE_BYTES, GiveUp, Message, ToWorker, to_worker
+from paceline.messages.message import MAX_MESSAGE_BYTES, Message
+from paceline.messages.to_worker import GiveUp, ToWorker, to_worker
 from paceline.tls import trusting
 
 

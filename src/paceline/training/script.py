@@ -22,7 +22,9 @@ import torch.distributed as dist
 
 from paceline.archive import pack_folder, unpack_folder
 from paceline.errors import UserCodeError
-from paceline.messages import Message, OutputSaved, Reported, Returned, RunScript, ScriptEnded, ScriptReady
+from paceline.messages.from_worker import OutputSaved, Reported, Returned, ScriptEnded, ScriptReady
+from paceline.messages.message import Message
+from paceline.messages.to_worker import RunScript
 from paceline.reports import REPORTS_FILE, ReportReader
 from paceline.script import ScriptSubmission
 from paceline.training.call import CallFiles

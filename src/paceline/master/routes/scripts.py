@@ -13,7 +13,7 @@ from paceline.errors import Conflict, Expired
 from paceline.master.context import Master, The, TheCaller, TheJob, allow
 from paceline.master.retention import expires_at
 from paceline.master.routes.jobs import JobView, check_blobs, view
-from paceline.messages import Returned
+from paceline.messages.from_worker import Returned
 from paceline.plan import Plan
 from paceline.planner.scripts import plan_script
 from paceline.script import ScriptSubmission
