@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +18,11 @@ def client() -> Iterator[pl.Client]:
     with pl.Client(local=True, cores=9) as client:
         wait_until(lambda: len(client.nodes()) == 1)
         yield client
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """As long as this file is there, a `Rested` model that is held by it takes its time."""
+    file = tmp_path / "held"
+    file.touch()
+    return file
