@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import paceline as pl
+from paceline.training.script import TERM_GRACE_S
 
 from helpers import ended, wait_until, whole_log
 
@@ -132,6 +133,7 @@ def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
 
 @pytest.mark.slow
 def test_a_cancelled_script_is_asked_to_end_and_may_save_first(cluster: pl.Client) -> None:
+    assert TERM_GRACE_S == 10.0
     job = run(cluster, "saves.py")
     wait_until(lambda: "rank 0 can be asked" in job.logs())
     job.cancel()

@@ -297,7 +297,7 @@ class Counted:
         return self._peers._allgather_base(into, mine)
 
 
-@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("workers", [2, 3, 5, 8])
 def test_the_exchange_sends_the_bytes_that_a_plan_predicts(workers: int) -> None:
     counts: dict[int, Counted] = {}
 
