@@ -9,7 +9,7 @@ import pytest
 
 import paceline as pl
 
-from helpers import wait_until
+from helpers import running_master, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,14 @@ def client() -> Iterator[pl.Client]:
     """A client of an embedded master with one node of eight places (and a core kept back), so that any worker count fits."""
     with pl.Client(local=True, cores=9) as client:
         wait_until(lambda: len(client.nodes()) == 1)
+        yield client
+
+
+@pytest.fixture(scope="session")
+def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
+    """A client of a master with two nodes on the local engine, whose processes tests may kill."""
+    with running_master(tmp_path_factory.mktemp("local"), agents=2, cores=4) as client:
+        wait_until(lambda: len(client.nodes()) == 2)
         yield client
 
 

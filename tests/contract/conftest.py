@@ -13,13 +13,6 @@ from helpers import running_master, wait_until
 
 
 @pytest.fixture(scope="session")
-def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
-    with running_master(tmp_path_factory.mktemp("local"), agents=2, cores=4) as client:
-        wait_until(lambda: len(client.nodes()) == 2)
-        yield client
-
-
-@pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
     """Two raylets on this machine."""
     from ray.cluster_utils import Cluster
