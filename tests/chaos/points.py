@@ -17,7 +17,7 @@ import torch
 import paceline as pl
 from paceline.testing.sabotage import Sabotage
 
-from workloads import REST_S, Rested, accuracy, digits
+from workloads import Rested, accuracy, digits
 
 EPOCHS = 5
 
@@ -42,11 +42,11 @@ class Pixels(torch.utils.data.Dataset):
         return torch.from_numpy(self.x[index]), int(self.y[index])
 
 
-def built(point: str, fault: Sabotage, rest_s: float = REST_S) -> torch.nn.Module:
-    """The model with a fault at a point of its life."""
+def built(point: str, fault: Sabotage, **rested: Any) -> torch.nn.Module:
+    """A `Rested` model with a fault at a point of its life."""
     if point == "build":
         fault()
-    model = Rested(rest_s)
+    model = Rested(**rested)
     {
         "build": lambda: None,
         "forward": lambda: model.register_forward_pre_hook(fault),
@@ -69,9 +69,9 @@ def unchanged(sample: Any) -> Any:
     return sample
 
 
-def at(point: str, fault: Sabotage, rest_s: float = REST_S) -> dict[str, Any]:
-    """The job's changes that put the fault at the point."""
-    model = partial(Rested, rest_s)
+def at(point: str, fault: Sabotage, **rested: Any) -> dict[str, Any]:
+    """The job's changes that put the fault at the point. rested: fields of the `Rested` model."""
+    model = partial(Rested, **rested)
     match point:
         case "read":
             return {"model": model, "train_data": Pixels(*digits()[0], fault)}
@@ -81,7 +81,7 @@ def at(point: str, fault: Sabotage, rest_s: float = REST_S) -> dict[str, Any]:
             return {"model": model, "optimizer": partial(optimized, point, fault)}
         case "metric":
             return {"model": model, "metrics": {"accuracy": fault.before(accuracy)}}
-    return {"model": partial(built, point, fault, rest_s)}
+    return {"model": partial(built, point, fault, **rested)}
 
 
 def job_of(workers: int, **changes: Any) -> pl.TrainSpec:

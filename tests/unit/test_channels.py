@@ -54,4 +54,4 @@ def test_a_node_whose_agent_says_nothing_is_given_up_within_15_seconds(
     with TestClient(create_app(master)) as http, http.websocket_connect(URL, headers=HEADERS) as silent:
         assert greet(silent, "boot/1") == "n0"
         assert [node.id for node in master.cluster.nodes()] == ["n0"]
-        wait_until(lambda: master.cluster.nodes() == ())
+        wait_until(lambda: not master.cluster.nodes())
