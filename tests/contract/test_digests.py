@@ -5,9 +5,12 @@ The combinations cover every pair of choices at least once; `docs/guarantees.md`
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 import paceline as pl
 
 from helpers import wait_until
-from workloads import Cnn, Transformer, digits, mlp, spec
+from workloads import Cnn, Rested, Transformer, digits, mlp, spec
 
 MODELS = {"mlp": mlp, "cnn": Cnn, "transformer": Transformer}
 OPTIMIZERS = {
@@ -56,9 +59,11 @@ def no_weight_decay_on_biases(named: Any) -> torch.optim.Optimizer:
 
 
 def results(client: pl.Client, specs: Sequence[pl.TrainSpec]) -> list[pl.Result]:
-    """Of jobs that train at the same time, where there is room."""
+    """Of jobs that train at the same time, where there is room, and lose nobody."""
     jobs = [client.submit(spec) for spec in specs]
-    return [job.result(timeout=120) for job in jobs]
+    found = [job.result(timeout=120) for job in jobs]
+    assert [event.data for job in jobs for event in job.events() if event.kind == "worker_lost"] == []
+    return found
 
 
 @pytest.mark.parametrize(("model", "optimizer", "precision", "clip", "schedule", "augmented", "counts"), COMBINATIONS)
@@ -104,6 +109,28 @@ def test_a_dataset_built_on_the_node_gives_the_digest_of_the_same_arrays(client:
 
     arrays, rows, built = results(client, [spec(), spec(train_data=Rows()), spec(train_data=Rows, workers=2)])
     assert arrays.digest == rows.digest == built.digest
+
+
+class OneIsSlow(Rested):
+    """Rests a hundred times as long in the worker that makes the folder first."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            self.rest_s *= 100
+
+
+def test_a_worker_that_is_too_slow_for_any_share_of_a_dataset_is_lost_to_nobody(
+    client: pl.Client, tmp_path: Path
+) -> None:
+    rows = torch.utils.data.TensorDataset(*map(torch.from_numpy, digits()[0]))
+    fields: dict[str, Any] = {"train_data": rows, "stop": pl.MaxEpochs(2)}
+    slow = client.submit(spec(partial(OneIsSlow, str(tmp_path / "slow")), workers=3, **fields))
+    one, three = client.submit(spec(Rested, workers=1, **fields)).result(timeout=120), slow.result(timeout=120)
+    assert three.digest == one.digest
+    assert sorted(worker.share[1] - worker.share[0] for worker in three.plan.workers)[0] == 0
+    assert "worker_lost" not in [event.kind for event in slow.events()]
 
 
 class ChannelsLast(Cnn):
