@@ -33,4 +33,5 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]
 def cluster(request: pytest.FixtureRequest) -> pl.Client:
     """A client of a master with two nodes, on each engine in turn."""
     found: pl.Client = request.getfixturevalue(f"{request.param}_cluster")
+    wait_until(lambda: len(found.nodes()) == 2)  # the test before may have killed an agent
     return found

@@ -70,7 +70,7 @@ def test_a_killed_worker_costs_neither_the_digest_nor_a_sample(
     assert "signal 9" in lost[0].data["reason"]
 
 
-@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize("workers", [5, 1])
 def test_a_killed_agent_takes_its_workers_and_the_job_goes_on(
     cluster: pl.Client, long_reference: str, held: Path, workers: int
 ) -> None:
@@ -86,7 +86,6 @@ def test_a_killed_agent_takes_its_workers_and_the_job_goes_on(
     if workers == 1:
         assert steps_of_the_last_attempt(job)[0] > 5
     wait_until(lambda: all(map(ended, pids)))
-    wait_until(lambda: len(cluster.nodes()) == 2)
 
 
 def test_a_cancelled_job_leaves_no_worker(cluster: pl.Client) -> None:
@@ -97,7 +96,7 @@ def test_a_cancelled_job_leaves_no_worker(cluster: pl.Client) -> None:
     with pytest.raises(pl.JobCancelled):
         job.result(timeout=60)
     wait_until(lambda: all(map(ended, pids)))
-    assert job.workers() == []
+    wait_until(lambda: job.workers() == [])
 
 
 def test_nodes_tell_their_speed(cluster: pl.Client) -> None:
