@@ -47,7 +47,8 @@ def test_workers_that_hang_in_a_step_or_in_a_data_loader_are_named_and_replaced(
         "forward": sabotage(act="hang", at_pass=180),
         "read": sabotage(act="deadlock", at_pass=1500),
     }
-    jobs = [cluster.submit(job_of(3, **at(point, fault, rest_s=REST_S))) for point, fault in faults.items()]
+    rests = {"forward": {"rest_s": REST_S}, "read": {}}
+    jobs = [cluster.submit(job_of(3, **at(point, fault, **rests[point]))) for point, fault in faults.items()]
     for job in jobs:
         ends_well_with_a_named_loss(job, ends_well)
     assert [fault.struck() for fault in faults.values()] == [1, 1]

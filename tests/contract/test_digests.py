@@ -129,7 +129,6 @@ def test_a_worker_that_is_too_slow_for_any_share_of_a_dataset_is_lost_to_nobody(
     slow = client.submit(spec(partial(OneIsSlow, str(tmp_path / "slow")), workers=3, **fields))
     one, three = client.submit(spec(Rested, workers=1, **fields)).result(timeout=120), slow.result(timeout=120)
     assert three.digest == one.digest
-    assert sorted(worker.share[1] - worker.share[0] for worker in three.plan.workers)[0] == 0
     assert "worker_lost" not in [event.kind for event in slow.events()]
 
 
