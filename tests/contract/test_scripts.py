@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import paceline as pl
+from paceline.training.script import TERM_GRACE_S
 
-from helpers import wait_until, whole_log
+from helpers import ended, wait_until, whole_log
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -103,7 +104,7 @@ def test_a_lost_worker_restarts_all_and_is_not_counted(cluster: pl.Client, tmp_p
     os.kill(job.workers()[1]["pid"], signal.SIGKILL)
     assert result(job, tmp_path) == {"loss": whole["loss"], "restarts": "0"}
     assert [event.data["rank"] for event in job.events_so_far() if event.kind == "worker_lost"] == [1]
-    assert not any(process.is_running() for process in script)
+    wait_until(lambda: all(ended(process.pid) for process in script))
 
 
 @pytest.mark.slow
@@ -127,11 +128,12 @@ def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
     job.cancel()
     with pytest.raises(pl.JobCancelled):
         job.output("unused", timeout=60)
-    wait_until(lambda: not any(child.is_running() for child in family) and not any(map(psutil.pid_exists, pids)))
+    wait_until(lambda: all(ended(child.pid) for child in family) and all(map(ended, pids)))
 
 
 @pytest.mark.slow
 def test_a_cancelled_script_is_asked_to_end_and_may_save_first(cluster: pl.Client) -> None:
+    assert TERM_GRACE_S == 10.0
     job = run(cluster, "saves.py")
     wait_until(lambda: "rank 0 can be asked" in job.logs())
     job.cancel()
