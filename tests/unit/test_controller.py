@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
-from paceline.master.states import CancelRequested
+from paceline.master.states import CancelRequested, Job, Queued
+from paceline.master.store import ADMIN
 from paceline.messages import StartWorker, StopWorkers
 from paceline.spec import Resources
 from paceline.stop import MaxTime
 
-from builders import GIB, plan_of
+from builders import GIB, plan_of, submission
 from scenes import Scene, started, until
 
 
@@ -128,6 +131,33 @@ def test_other_jobs_start_beside_a_probe_and_its_job_after_it(tmp_path: Path) ->
         plan = scene.store.job(probed).plan
         assert plan is not None
         assert "the probe on n0 was lost: signal 9" in plan["summary"]
+
+    scene.play(act)
+
+
+def test_a_job_that_was_probed_gets_the_places_that_were_held_for_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    store = scene.store.save
+
+    def slowly(job: Job, *arguments: Any) -> Any:
+        if isinstance(job.state, Queued) and job.probed is not None:
+            time.sleep(0.3)  # time enough for a scheduler that looks at what is free meanwhile
+        return store(job, *arguments)
+
+    scene.store.save = slowly  # type: ignore[method-assign]
+
+    async def act() -> None:
+        scene.join("n0", cores=2)
+        sent = submission("probed", val=False, batch_size=4, stop=MaxTime("1h"))
+        heavy = sent.facts.model_copy(update={"flop_per_sample": 1e11})
+        job = (await scene.controller.submit(sent.model_copy(update={"facts": heavy}), ADMIN)).id
+        scene.serve()
+        await until(lambda: (job, 0, 0) in scene.cluster.workers)
+        scene.controller.worker_ended((job, 0, 0), "signal 9")
+        await until(lambda: scene.store.job(job).attempt == 1)
+        plan = scene.store.job(job).plan
+        assert plan is not None
+        assert len(plan["workers"]) == 2
 
     scene.play(act)
 
