@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from paceline import versions
 from paceline.errors import Conflict, Expired, InvalidSpec
+from paceline.explain import counted
 from paceline.master import ledger
 from paceline.master.context import Caller, Master, The, TheCaller, TheJob, allow
 from paceline.master.feed import FeedEvent
@@ -207,8 +208,9 @@ async def scale(master: The, caller: TheCaller, row: TheJob, workers: Annotated[
     cells = options.batch_size if options.sync == "sharded" else options.microbatches
     if workers > cells:
         raise InvalidSpec(
-            f"{workers} workers were asked for, and job {row.id} cuts a batch into {cells} microbatches.",
-            f"Ask for at most {cells} workers.",
+            f"{workers} workers were asked for, and job {row.id} cuts a batch into "
+            f"{counted(cells, 'microbatch', 'es')}.",
+            f"Ask for at most {counted(cells, 'worker')}.",
         )
     master.controller.post(row.id, ScaleRequested(workers))
     return view(master, row, caller)
