@@ -126,7 +126,7 @@ def _workers(plan: Plan) -> list[str]:
     rows = [(str(w.rank), w.node_name, w.device, f"{w.share[0]}..{w.share[1] - 1}") for w in plan.workers]
     table = _table(("rank", "node", "device", f"microbatches of {plan.microbatches}"), rows)
     began = sum(node.workers for node in plan.nodes)
-    return [f"workers by now; what is predicted is of the {began} that it began with", *table] if began else table
+    return [f"its newest workers; what is predicted is of the {began} that it began with", *table] if began else table
 
 
 def _nodes(plan: Plan) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from paceline.master.states import CancelRequested, Job, Queued
 from paceline.master.store import ADMIN
-from paceline.messages import StartWorker, StopWorkers
+from paceline.measured import CellTime
+from paceline.messages import Probed, StartWorker, StopWorkers
 from paceline.spec import Resources
 from paceline.stop import MaxTime
 
-from builders import GIB, plan_of, submission
+from builders import GIB, plan_of, profile_of, submission
 from scenes import Scene, started, until
 
 
@@ -152,8 +153,13 @@ def test_a_job_that_was_probed_gets_the_places_that_were_held_for_it(tmp_path: P
         heavy = sent.facts.model_copy(update={"flop_per_sample": 1e11})
         job = (await scene.controller.submit(sent.model_copy(update={"facts": heavy}), ADMIN)).id
         scene.serve()
-        await until(lambda: (job, 0, 0) in scene.cluster.workers)
-        scene.controller.worker_ended((job, 0, 0), "signal 9")
+        probe = (job, 0, 0)
+        await until(lambda: probe in scene.cluster.workers)
+        slow = CellTime(samples=1, seconds=1.0)
+        scene.controller.worker_says(probe, Probed(profile=profile_of(cells=(slow,), cell_samples=1), seconds=1.0))
+        await until(lambda: any(event.kind == "probed" for event in scene.store.events(job, after=0)))
+        await asyncio.sleep(0.05)  # until it has asked for the probe's end
+        scene.controller.worker_ended(probe, "ended")
         await until(lambda: scene.store.job(job).attempt == 1)
         plan = scene.store.job(job).plan
         assert plan is not None

@@ -343,9 +343,9 @@ def test_the_explanation_shows_every_worker_and_every_node() -> None:
 def test_the_explanation_tells_the_workers_of_now_from_those_that_were_predicted() -> None:
     plan = placed([node("a", cores=2)])
     joined = plan.workers[0].model_copy(update={"rank": 2, "node_id": "b", "node_name": "b"})
-    assert "by now" not in plan.explain()
+    assert "newest workers" not in plan.explain()
     text = plan.model_copy(update={"workers": (*plan.workers, joined)}).explain()
-    assert "workers by now; what is predicted is of the 2 that it began with" in text
+    assert "its newest workers; what is predicted is of the 2 that it began with" in text
     assert any(line.split()[:2] == ["2", "b"] for line in text.splitlines())
 
 

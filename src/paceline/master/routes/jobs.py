@@ -301,9 +301,17 @@ def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
 async def workers(master: The, row: TheJob) -> list[WorkerView]:
     """The job's live workers, by rank."""
     found = master.cluster.of_attempt(row.id, row.attempt)
+    planned = Plan.model_validate(row.plan).workers if row.plan else ()
+    shares = {worker.rank: worker.share for worker in planned}  # of now: a worker's placement is as it was started
     return [
-        WorkerView(rank=rank, node=w.placement.node_name, pid=w.pid, share=w.placement.share, last_step=w.last_step)
-        for rank, w in sorted(found.items())
+        WorkerView(
+            rank=rank,
+            node=worker.placement.node_name,
+            pid=worker.pid,
+            share=shares.get(rank, worker.placement.share),
+            last_step=worker.last_step,
+        )
+        for rank, worker in sorted(found.items())
     ]
 
 
