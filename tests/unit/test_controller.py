@@ -98,6 +98,26 @@ def test_a_restarted_master_keeps_a_job_to_the_hardware_class_it_began_on(tmp_pa
     again.play(after)
 
 
+def test_a_restarted_master_warns_nobody_of_nodes_that_are_about_to_dial(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def before() -> None:
+        await scene.open("job")
+
+    scene.play(before)
+    again = Scene(tmp_path)
+
+    async def after() -> None:
+        again.serve()
+        await until(lambda: bool(again.controller.scheduler.waits))
+        sent = again.join("n0")
+        await until(lambda: bool(started(sent)))
+        (job,) = started(sent)
+        assert [event for event in again.store.events(job, after=0) if event.kind == "warning"] == []
+
+    again.play(after)
+
+
 def test_an_agent_that_comes_back_takes_its_name_over_and_its_old_workers_count_as_lost(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
 
