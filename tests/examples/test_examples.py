@@ -52,6 +52,7 @@ def test_the_readmes_example_runs_as_it_is_printed(machine: pl.Client, monkeypat
     assert left["result"].metrics["val_accuracy"] > 0.9
     assert left["result"].reproducible
     assert isinstance(left["trained"], torch.nn.Sequential)
+    assert {type(values[name]) for values in left["result"].history for name in ("step", "samples")} == {int}
 
 
 def test_digits_reaches_97_percent(machine: pl.Client) -> None:

@@ -29,6 +29,7 @@ from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+COUNTS = ("step", "samples")  # of an evaluation
 KEEP_ALIVE_S = 15.0
 LOG_PAGE_BYTES = 256 * 1024
 LOOKED_AT_WITHIN_S = 1.0
@@ -53,7 +54,7 @@ class JobView(BaseModel):
     state: str
     attempt: int
     step: int
-    history: list[dict[str, float | None]]
+    history: list[dict[str, int | float | None]]
     plan: Plan | None
     error: dict[str, Any] | None
     queue_place: int | None
@@ -82,7 +83,7 @@ class ResultView(BaseModel):
     reproducible: bool
     irreproducible_because: str | None
     hardware_class: str
-    history: list[dict[str, float | None]]
+    history: list[dict[str, int | float | None]]
     plan: Plan
     versions: dict[str, str | None]
     ledger: list[dict[str, int]]
@@ -127,12 +128,15 @@ def view(master: Master, row: JobRow, caller: Caller) -> JobView:
     )
 
 
-def _finite(row: JobRow) -> list[dict[str, float | None]]:
+def _finite(row: JobRow) -> list[dict[str, int | float | None]]:
     """The evaluations; JSON has no NaN, so it becomes null."""
-    history = row.training.get("history", [])
-    return [
-        {k: v if isinstance(v, int | float) and abs(v) < float("inf") else None for k, v in h.items()} for h in history
-    ]
+    return [{k: _number(k, v) for k, v in values.items()} for values in row.training.get("history", [])]
+
+
+def _number(name: str, value: float | None) -> int | float | None:
+    if not isinstance(value, int | float) or not abs(value) < float("inf"):
+        return None
+    return int(value) if name in COUNTS else value
 
 
 @router.post("", status_code=201)
