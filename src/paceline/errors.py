@@ -6,10 +6,7 @@ code of the command line.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from typing import Any, ClassVar
 
 
 class PacelineError(Exception):
@@ -172,15 +169,6 @@ class DataUnreachable(PacelineError):
     """A shard can't be read over the network, after several attempts."""
 
     code, http_status, exit_code = "data_unreachable", 502, 25
-
-
-def invalid_spec(invalid: ValidationError) -> InvalidSpec:
-    """Pydantic's findings, as the error that users meet."""
-    found = [
-        f"{'.'.join(map(str, e['loc'])) or invalid.title}: {e['msg'].removeprefix('Value error, ')}"
-        for e in invalid.errors(include_url=False)
-    ]
-    return InvalidSpec("; ".join(found) + ".", "Fix the named fields; help() of the class lists them all.")
 
 
 def all_errors() -> list[type[PacelineError]]:

@@ -124,7 +124,9 @@ def _workers(plan: Plan) -> list[str]:
     if plan.mode == "script":  # whose ranks have no shares of a grid
         return _table(("rank", "node", "device"), [(str(w.rank), w.node_name, w.device) for w in plan.workers])
     rows = [(str(w.rank), w.node_name, w.device, f"{w.share[0]}..{w.share[1] - 1}") for w in plan.workers]
-    return _table(("rank", "node", "device", f"microbatches of {plan.microbatches}"), rows)
+    table = _table(("rank", "node", "device", f"microbatches of {plan.microbatches}"), rows)
+    began = sum(node.workers for node in plan.nodes)
+    return [f"its newest workers; what is predicted is of the {began} that it began with", *table] if began else table
 
 
 def _nodes(plan: Plan) -> list[str]:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from paceline.errors import InvalidSpec, invalid_spec
-from paceline.spec import AskedResources, PackageRef, Resources, Versions
+from paceline.errors import InvalidSpec
+from paceline.findings import invalid_spec
+from paceline.spec import EXAMPLES, AskedResources, PackageRef, Resources, Versions
 from paceline.stop import Count, for_callers
 
 MAX_RESTARTS = 1000
@@ -99,7 +100,7 @@ class ScriptSpec(ScriptFields):
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
-            raise invalid_spec(invalid) from None
+            raise invalid_spec(invalid, ScriptSpec.model_fields, EXAMPLES) from None
 
     def options(self, requirements: str) -> ScriptOptions:
         """The plain part. requirements: the text of the file."""

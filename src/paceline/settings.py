@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -15,7 +15,8 @@ from pydantic import (
     ValidationError,
 )
 
-from paceline.errors import invalid_spec
+from paceline.findings import invalid_spec
+from paceline.stop import for_callers
 
 DEFAULT_PORT = 8470
 LogLevel = Literal["info", "warning"]
@@ -38,7 +39,7 @@ class Quota(BaseModel):
         try:
             return cls.model_validate({name: most for name, _, most in bounds})
         except ValidationError as invalid:
-            raise invalid_spec(invalid) from None
+            raise invalid_spec(invalid, cls.model_fields) from None
 
 
 class MasterSettings(BaseModel):
@@ -69,6 +70,13 @@ class MasterSettings(BaseModel):
     min_run_s: NonNegativeFloat = 60.0
     parent_pipe: bool = False
     log_level: LogLevel = "info"
+
+    @for_callers
+    def __init__(self, /, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as invalid:
+            raise invalid_spec(invalid, MasterSettings.model_fields) from None
 
     @property
     def scheme(self) -> str:

@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from paceline.errors import InvalidSpec, NotYetSupported, invalid_spec
+from paceline.errors import InvalidSpec, NotYetSupported
+from paceline.findings import invalid_spec
 from paceline.frameworks.adapt import adapted
 from paceline.grid import DEFAULT_MICROBATCHES, Grid, ShardOrder
 from paceline.stop import (
@@ -38,6 +39,14 @@ from paceline.stop import (
 )
 
 BUILT_IN_VALUES = ("loss",)
+EXAMPLES = {  # of fields whose kind does not tell what to write
+    "stop": "pl.MaxEpochs(10) | pl.Patience('val_loss', 3)",
+    "optimizer": "functools.partial(torch.optim.AdamW, lr=1e-3)",
+    "loss": "torch.nn.functional.cross_entropy, or another function of outputs and targets",
+    "metrics": "{'accuracy': function of outputs and targets}",
+    "lr_schedule": "a function (samples_seen, total_samples) -> factor",
+    "resources": "'auto', or pl.Resources(workers=4)",
+}
 Amount = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -73,7 +82,7 @@ class Resources(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
-            raise invalid_spec(invalid) from None
+            raise invalid_spec(invalid, Resources.model_fields) from None
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -216,7 +225,7 @@ class TrainSpec(PlainFields):
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
-            raise invalid_spec(invalid) from None
+            raise invalid_spec(invalid, TrainSpec.model_fields, EXAMPLES) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -257,6 +266,11 @@ class TrainSpec(PlainFields):
             raise InvalidSpec(
                 f"metrics {sorted(self.metrics)} need validation data.", "Give val_data=, or leave metrics out."
             )
+        for name, metric in self.metrics.items():
+            if not callable(metric) and not hasattr(metric, "compute"):
+                raise InvalidSpec(
+                    f"metrics[{name!r}] is a {type(metric).__name__}.", f"Write metrics={EXAMPLES['metrics']}."
+                )
         if self.lr_schedule is not None and not _bounded_by_steps(self.stop):
             raise InvalidSpec(
                 f"lr_schedule= needs the total number of samples, and stop={self.stop} does not bound it.",

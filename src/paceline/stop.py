@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from paceline.errors import invalid_spec
+from paceline.findings import invalid_spec
 
 Count = Annotated[int, Field(gt=0, lt=2**53)]  # what JSON and floats hold exactly
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -63,7 +63,7 @@ class _Condition(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as invalid:
-            raise invalid_spec(invalid) from None
+            raise invalid_spec(invalid, type(self).model_fields) from None
 
     def __or__(self, other: StopCondition) -> AnyOf:
         return AnyOf(conditions=(self, other))

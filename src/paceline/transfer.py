@@ -47,10 +47,10 @@ def raise_for(response: httpx.Response) -> httpx.Response:
 
 
 def unreachable(url: httpx.URL | str, cause: Exception) -> MasterUnreachable:
-    return MasterUnreachable(
-        f"no master answers at {url} ({type(cause).__name__}: {cause}).",
-        "Check the address, start one with `paceline up`, or use Client(local=True).",
-    )
+    remedy = "Check the address, start one with `paceline up`, or use Client(local=True)."
+    if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+        remedy = "Give the certificate to trust: ca=, or --ca, a copy of what the master's --tls-ca names."
+    return MasterUnreachable(f"no master answers at {url} ({type(cause).__name__}: {cause}).", remedy)
 
 
 class BlobStore:

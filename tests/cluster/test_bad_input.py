@@ -117,6 +117,18 @@ def test_a_loss_that_is_not_a_scalar_is_refused_with_its_shape(client: pl.Client
     assert "(8,)" in error.fact
 
 
+def test_a_loss_without_a_gradient_is_refused_and_says_why(client: pl.Client) -> None:
+    error = fails(client, spec(loss=lambda outputs, targets: accuracy(outputs, targets)))
+    assert error.code == "invalid_spec"
+    assert "does not depend on the model's parameters" in error.fact
+
+
+def test_a_metric_that_is_no_number_is_refused_with_its_name_and_type(client: pl.Client) -> None:
+    error = fails(client, spec(metrics={"accuracy": accuracy, "kind": lambda outputs, targets: "good"}))
+    assert error.code == "invalid_spec"
+    assert "'kind' returned a str" in error.fact
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_nan_names_the_step_the_samples_and_the_first_layer(client: pl.Client, workers: int) -> None:
     (x, y), _ = digits()
@@ -144,6 +156,27 @@ def test_the_users_exception_comes_back_with_their_own_traceback(client: pl.Clie
     assert error.details["type"] == "KeyError"
     assert 'raise KeyError("the user\'s own mistake")' in error.traceback
     assert "paceline/training" not in error.traceback.split("Raises")[0]
+
+
+class OfText(torch.utils.data.Dataset[Any]):
+    """One of its samples was never encoded."""
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.zeros(64), int("cat" if index == 123 else "3")
+
+
+def test_an_exception_in_a_data_loader_is_told_as_the_users_own(client: pl.Client) -> None:
+    error = fails(client, spec(train_data=OfText()))
+    assert isinstance(error, pl.UserCodeError)
+    assert error.fact == "your code raised ValueError: invalid literal for int() with base 10: 'cat'"
+    lines = error.traceback.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert 'test_bad_input.py", line' in lines[1]
+    assert "__getitem__" in lines[1]
+    assert lines[-1] == "ValueError: invalid literal for int() with base 10: 'cat'"
 
 
 def test_a_buffer_that_forward_changes_is_refused_by_name(client: pl.Client) -> None:
@@ -221,6 +254,29 @@ def test_a_wrong_token_is_refused(client: pl.Client) -> None:
     with pytest.raises(pl.Unauthorized) as caught:
         pl.Client(client.url, "wrong")
     assert caught.value.exit_code == 3
+
+
+def test_the_token_of_one_master_is_never_sent_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACELINE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("PACELINE_TOKEN", "of 127.0.0.1:9")
+    with pytest.raises(pl.Unauthorized, match=r"no token is known for http://127\.0\.0\.1:8"):
+        pl.Client("http://127.0.0.1:8")
+    with pytest.raises(pl.MasterUnreachable, match=r"127\.0\.0\.1:9"):
+        pl.Client("http://127.0.0.1:9/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        ({"url": "master:8470", "token": "any"}, "'master:8470' is not a master's address"),
+        ({"local": True, "engine": "slurm"}, "engine='slurm': "),
+        ({"local": True, "cores": 0}, "cores=0: "),
+    ],
+)
+def test_a_client_that_can_not_be_is_refused_with_what_was_given(arguments: dict[str, Any], fact: str) -> None:
+    with pytest.raises(pl.InvalidSpec) as caught:
+        pl.Client(**arguments)
+    assert fact in caught.value.fact
 
 
 def test_a_master_that_is_not_there_is_told_at_once() -> None:

@@ -35,6 +35,19 @@ def test_a_queued_job_is_scaled_when_its_turn_comes_even_under_the_next_master(
         second.job(running.id).cancel()
 
 
+def test_the_workers_of_a_running_job_are_shown_with_their_shares_of_now(client: pl.Client) -> None:
+    job = client.submit(spec(workers=1, **ENDLESS))
+    wait_until(lambda: job.state == "RUNNING")
+    job.scale(2)
+
+    def cover_the_grid() -> bool:
+        first, *others = sorted(tuple(worker["share"]) for worker in job.workers())
+        return len(others) == 1 and (first[0], others[0]) == (0, (first[1], 8)) and first[1] not in (0, 8)
+
+    wait_until(cover_the_grid)
+    job.cancel()
+
+
 def test_more_workers_than_microbatches_and_a_job_that_has_ended_are_refused(client: pl.Client) -> None:
     job = client.submit(spec(workers=1))
     with pytest.raises(pl.InvalidSpec, match="8 microbatches"):

@@ -57,6 +57,7 @@ def test_a_job_is_probed_once_its_digest_stays_and_the_next_of_its_kind_is_plann
     assert row["activation_bytes"] > 8 * 8 * 64 * 4
     assert row["worker_bytes"] > row["state_bytes"]
     assert f"probed on {row['node']}" in result.plan.summary
+    assert "FakeTensor" not in first.logs()  # of what torch has to say about those, nothing is the user's
     second = cluster.submit(spec(Batched, seed=1, **SHORT))
     assert "measured before, in a job of this kind" in second.result(timeout=120).plan.summary
     assert "PLANNING" not in states(second)

@@ -14,6 +14,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 import paceline as pl
@@ -41,6 +42,17 @@ def example(name: str) -> ModuleType:
 def train(client: pl.Client, spec: pl.TrainSpec, **changes: Any) -> pl.Result:
     """Train an example's spec, or a smaller variant of it."""
     return client.submit(pl.TrainSpec(**{**dict(spec), **changes})).result(timeout=900)
+
+
+def test_the_readmes_example_runs_as_it_is_printed(machine: pl.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pl, "Client", lambda **_: machine)
+    printed = (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    left: dict[str, Any] = {"__name__": "__main__"}  # so that its functions travel by value, as a script's do
+    exec(printed, left)
+    assert left["result"].metrics["val_accuracy"] > 0.9
+    assert left["result"].reproducible
+    assert isinstance(left["trained"], torch.nn.Sequential)
+    assert {type(values[name]) for values in left["result"].history for name in ("step", "samples")} == {int}
 
 
 def test_digits_reaches_97_percent(machine: pl.Client) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 from paceline.master.events import CancelRequested
+from paceline.master.job import Job
+from paceline.master.states import Queued
+from paceline.master.store import ADMIN
+from paceline.measured import CellTime
+from paceline.messages.from_worker import Probed
 from paceline.messages.to_agent import StartWorker, StopWorkers
 from paceline.spec import Resources
 from paceline.stop import MaxTime
 
-from builders import GIB, plan_of
+from builders import GIB, plan_of, profile_of, submission
 from scenes import Scene, started, until
 
 
@@ -94,6 +101,26 @@ def test_a_restarted_master_keeps_a_job_to_the_hardware_class_it_began_on(tmp_pa
     again.play(after)
 
 
+def test_a_restarted_master_warns_nobody_of_nodes_that_are_about_to_dial(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def before() -> None:
+        await scene.open("job")
+
+    scene.play(before)
+    again = Scene(tmp_path)
+
+    async def after() -> None:
+        again.serve()
+        await until(lambda: bool(again.controller.scheduler.waits))
+        sent = again.join("n0")
+        await until(lambda: bool(started(sent)))
+        (job,) = started(sent)
+        assert [event for event in again.store.events(job, after=0) if event.kind == "warning"] == []
+
+    again.play(after)
+
+
 def test_an_agent_that_comes_back_takes_its_name_over_and_its_old_workers_count_as_lost(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
 
@@ -128,6 +155,38 @@ def test_other_jobs_start_beside_a_probe_and_its_job_after_it(tmp_path: Path) ->
         plan = scene.store.job(probed).plan
         assert plan is not None
         assert "the probe on n0 was lost: signal 9" in plan["summary"]
+
+    scene.play(act)
+
+
+def test_a_job_that_was_probed_gets_the_places_that_were_held_for_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    store = scene.store.save
+
+    def slowly(job: Job, *arguments: Any) -> Any:
+        if isinstance(job.state, Queued) and job.probed is not None:
+            time.sleep(0.3)  # time enough for a scheduler that looks at what is free meanwhile
+        return store(job, *arguments)
+
+    scene.store.save = slowly  # type: ignore[method-assign]
+
+    async def act() -> None:
+        scene.join("n0", cores=2)
+        sent = submission("probed", val=False, batch_size=4, stop=MaxTime("1h"))
+        heavy = sent.facts.model_copy(update={"flop_per_sample": 1e11})
+        job = (await scene.controller.submit(sent.model_copy(update={"facts": heavy}), ADMIN)).id
+        scene.serve()
+        probe = (job, 0, 0)
+        await until(lambda: probe in scene.cluster.workers)
+        slow = CellTime(samples=1, seconds=1.0)
+        scene.controller.worker_says(probe, Probed(profile=profile_of(cells=(slow,), cell_samples=1), seconds=1.0))
+        await until(lambda: any(event.kind == "probed" for event in scene.store.events(job, after=0)))
+        await asyncio.sleep(0.05)  # until it has asked for the probe's end
+        scene.controller.worker_ended(probe, "ended")
+        await until(lambda: scene.store.job(job).attempt == 1)
+        plan = scene.store.job(job).plan
+        assert plan is not None
+        assert len(plan["workers"]) == 2
 
     scene.play(act)
 

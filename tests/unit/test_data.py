@@ -87,7 +87,7 @@ class Squares(Dataset[Any]):
         return torch.tensor([index**2, *noise], dtype=torch.float64), index
 
 
-@pytest.mark.parametrize("data", [Squares(), Squares, lambda: Squares(), None])
+@pytest.mark.parametrize("data", [Squares(), Squares, lambda: Squares()])
 def test_datasets_and_builders_are_left_as_they_are(data: Any) -> None:
     assert normalize(data, "train_data") is data
 
@@ -99,6 +99,8 @@ class NoLength:
 
 REFUSALS: dict[str, tuple[Any, str]] = {
     "columns of unequal lengths": ((np.zeros((3, 2)), np.zeros(4)), "3, 4"),
+    "nothing": (None, "is a NoneType"),
+    "a number": (3, "is a int"),
     "no columns": ((), "empty"),
     "no rows": ((np.zeros((0, 2)), np.zeros(0)), "empty"),
     "an empty table": ((FRAME[:0], "label"), "empty"),

@@ -340,6 +340,15 @@ def test_the_explanation_shows_every_worker_and_every_node() -> None:
     assert any("reproducible=False, on cpu:AVX2, cpu:OLD together" in line for line in lines)
 
 
+def test_the_explanation_tells_the_workers_of_now_from_those_that_were_predicted() -> None:
+    plan = placed([node("a", cores=2)])
+    joined = plan.workers[0].model_copy(update={"rank": 2, "node_id": "b", "node_name": "b"})
+    assert "newest workers" not in plan.explain()
+    text = plan.model_copy(update={"workers": (*plan.workers, joined)}).explain()
+    assert "its newest workers; what is predicted is of the 2 that it began with" in text
+    assert any(line.split()[:2] == ["2", "b"] for line in text.splitlines())
+
+
 # ---- jobs that have begun ----
 
 BOTH = [node("old", hardware_class="cpu:OLD", cores=16), node("new", cores=2)]

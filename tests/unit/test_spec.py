@@ -46,10 +46,19 @@ VAL = {"val_data": (np.zeros((4, 2)), np.zeros(4))}
 
 REFUSALS: dict[str, tuple[Callable[[], Any], str, str, str]] = {
     # what: (how, code, part of the fact, part of the remedy)
-    "an unknown field": (lambda: spec(epochs=3), "invalid_spec", "epochs", "named fields"),
-    "a missing stop condition": (lambda: pl.TrainSpec(model=1, train_data=2, optimizer=id), "invalid_spec", "stop", ""),
-    "a batch of nothing": (lambda: spec(batch_size=0), "invalid_spec", "batch_size", "named fields"),
-    "a batch that is no number": (lambda: spec(batch_size="many"), "invalid_spec", "batch_size", "named fields"),
+    "an unknown field": (lambda: spec(epochs=3), "invalid_spec", "there is no field epochs=", "named fields"),
+    "a field that is misspelt": (lambda: spec(batchsize=3), "invalid_spec", "no field batchsize=", "mean batch_size=?"),
+    "a resource that is misspelt": (lambda: pl.Resources(worker=1), "invalid_spec", "no field worker=", "workers=?"),
+    "a missing stop condition": (
+        lambda: pl.TrainSpec(model=1, train_data=2, optimizer=id), "invalid_spec", "stop= is missing", "pl.MaxEpochs(10)",
+    ),
+    "a number of epochs to stop by": (lambda: spec(stop=5), "invalid_spec", "stop=5 is not", "pl.MaxEpochs(10)"),
+    "a number as resources": (lambda: spec(resources=4), "invalid_spec", "resources=4 is not", "pl.Resources(workers=4)"),
+    "metrics by name": (lambda: spec(**VAL, metrics=["accuracy"]), "invalid_spec", "metrics=<list> is not", "metrics={"),
+    "a metric that is no function": (lambda: spec(**VAL, metrics={"f1": 3}), "invalid_spec", "metrics['f1'] is a int", "{"),
+    "an optimizer by name": (lambda: spec(optimizer="adam"), "invalid_spec", "optimizer='adam'", "functools.partial"),
+    "a batch of nothing": (lambda: spec(batch_size=0), "invalid_spec", "batch_size=0: ", "named fields"),
+    "a batch that is no number": (lambda: spec(batch_size="many"), "invalid_spec", "batch_size='many': ", "named fields"),
     "no threads": (lambda: spec(threads=0), "invalid_spec", "threads", ""),
     "a negative seed": (lambda: spec(seed=-1), "invalid_spec", "seed", ""),
     "no clipping bound": (lambda: spec(clip_grad_norm=0), "invalid_spec", "clip_grad_norm", ""),

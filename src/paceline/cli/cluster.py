@@ -12,7 +12,7 @@ import typer
 
 from paceline.cli.common import Cores, Folder, Json, Price, connect, data_folder, require_node_parts, trusted
 from paceline.cli.output import console, counted, gib, rows, show, si, span
-from paceline.errors import Forbidden, InvalidSpec
+from paceline.errors import Forbidden
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,7 +73,6 @@ def login(
     from paceline.client import login as kept
     from paceline.client.client import Client
 
-    _refuse_malformed(url)
     with Client(url.rstrip("/"), token, ca=str(ca) if ca else None) as client:
         nodes, version = client.nodes(), client.get("/version")["paceline"]
     path = kept.save(kept.Login(url=url.rstrip("/"), token=token, ca=str(ca) if ca else None))
@@ -91,7 +90,6 @@ def _check(url: str, token: str, ca: Path | None, name: str) -> None:
     from paceline.client.client import Client
     from paceline.spec import Versions
 
-    _refuse_malformed(url)
     with Client(url.rstrip("/"), token, ca=str(ca) if ca else None) as client:
         versions.check(versions.here(), Versions.model_validate(client.get("/version")), f"node {name}")
         try:
@@ -99,13 +97,6 @@ def _check(url: str, token: str, ca: Path | None, name: str) -> None:
         except Forbidden:  # what only clients may do
             return
     raise Forbidden("this is a client's token; a node joins with its own.", "Use the join line of `paceline up`.")
-
-
-def _refuse_malformed(url: str) -> None:
-    if not url.startswith(("http://", "https://")):
-        raise InvalidSpec(
-            f"{url!r} is not a master's address.", f"Write https://{url}, or http:// where there is no TLS."
-        )
 
 
 def nodes(

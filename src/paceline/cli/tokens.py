@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -19,10 +20,13 @@ def tokens(
     """List the good tokens, make one for a user, or revoke a user's. For the master's admin."""
     if add and revoke:
         raise typer.BadParameter("--add and --revoke are two commands.")
+    from paceline.client import login
+
     with connect() as client:
         if add:
             made = client.post(f"/tokens/{add}")
-            line = f"paceline login {client.url} --token {made['token']}"
+            trust = ["--ca", ca] if (ca := login.load().ca) else []
+            line = shlex.join(["paceline", "login", client.url, "--token", made["token"], *trust])
             told = pairs([("user", add), ("token", made["token"]), ("login", line), ("note", "it is not shown again")])
             return show(json, {**made, "login": line}, told)
         if revoke:

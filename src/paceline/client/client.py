@@ -34,7 +34,7 @@ class Client:
     master keeps its state (default: a temporary folder). agents, cores: with local=True, how many nodes to emulate on
     this machine, and the cores of each. Use it as a context manager, or call close().
 
-    Raises MasterUnreachable and Unauthorized at once where the master can't be talked to.
+    Raises InvalidSpec, MasterUnreachable and Unauthorized at once where the master can't be talked to.
     """
 
     def __init__(
@@ -56,8 +56,12 @@ class Client:
             self._embedded = embed(Path(folder) if folder else None, agents, cores, engine)
             url, token = self._embedded.url, self._embedded.token
         elif url is None or token is None:
-            known = login.load()
-            url, token, ca = url or known.url, token or known.token, ca or known.ca
+            known = login.load(url)
+            url, token, ca = known.url, token or known.token, ca or known.ca
+        if not url.startswith(("http://", "https://")):
+            raise InvalidSpec(
+                f"{url!r} is not a master's address.", f"Write https://{url}, or http:// where there is no TLS."
+            )
         self.url = url
         self.http = httpx.Client(
             base_url=url,

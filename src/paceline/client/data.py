@@ -9,6 +9,8 @@ import numpy as np
 from paceline.arrays import Arrays
 from paceline.errors import InvalidSpec
 
+FORMS = "Give a tuple of arrays or tensors, the targets last; a (table, target) pair; or a map-style Dataset."
+
 
 def normalize(data: Any, field: str) -> Any:
     """Arrays for tuples and tables, anything else unchanged.
@@ -25,10 +27,12 @@ def normalize(data: Any, field: str) -> Any:
     if isinstance(data, list | tuple | dict | str):
         raise InvalidSpec(
             f"{field} is a {type(data).__name__} of {', '.join({type(v).__name__ for v in data}) or 'nothing'}.",
-            "Give a tuple of arrays or tensors, the targets last; a (table, target) pair; or a map-style Dataset.",
+            FORMS,
         )
     if hasattr(data, "__getitem__") and not hasattr(data, "__len__"):
         raise InvalidSpec(f"{field} has no length.", "Give it __len__; streams are not supported.")
+    if not any(hasattr(data, has) for has in ("__getitem__", "__len__", "__call__")):
+        raise InvalidSpec(f"{field} is a {type(data).__name__}.", FORMS)
     if hasattr(data, "__len__") and not isinstance(data, type) and len(data) == 0:
         raise InvalidSpec(f"{field} is empty.", "Check how it is made.")
     return data

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from paceline.errors import InvalidSpec, MasterUnreachable
+from paceline.errors import InvalidSpec, MasterUnreachable, Unauthorized
 
 
 class Login(BaseModel):
@@ -32,15 +32,30 @@ def save(login: Login) -> Path:
     return where
 
 
-def load() -> Login:
-    """PACELINE_URL and PACELINE_TOKEN where both are set, else what `paceline login` kept. Raises MasterUnreachable."""
-    url, token = os.environ.get("PACELINE_URL"), os.environ.get("PACELINE_TOKEN")
-    if url and token:
-        return Login(url=url, token=token, ca=os.environ.get("PACELINE_CA"))
-    if not path().exists():
+def load(master: str | None = None) -> Login:
+    """PACELINE_URL and PACELINE_TOKEN where both are set, else what `paceline login` kept.
+
+    master: the address that a token is wanted for; no other master's is ever sent there. Raises MasterUnreachable where
+    none is known, and Unauthorized where it is not this one.
+    """
+    known = _known()
+    if master is not None and (known is None or known.url != master.rstrip("/")):
+        raise Unauthorized(
+            f"no token is known for {master}.", f"Pass token=…, or run `paceline login {master} --token …`."
+        )
+    if known is None:
         raise MasterUnreachable(
             "no master is known.", "Run `paceline login URL --token …`, pass url and token, or use Client(local=True)."
         )
+    return known
+
+
+def _known() -> Login | None:
+    url, token = os.environ.get("PACELINE_URL"), os.environ.get("PACELINE_TOKEN")
+    if url and token:
+        return Login(url=url.rstrip("/"), token=token, ca=os.environ.get("PACELINE_CA"))
+    if not path().exists():
+        return None
     try:
         return Login.model_validate_json(path().read_text())
     except ValidationError:

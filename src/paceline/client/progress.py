@@ -12,12 +12,17 @@ from paceline.client.events import Event
 from paceline.spec import TrainOptions
 from paceline.stop import step_bound
 
+REASONS = {
+    "preempted": "waits", "worker_lost": "lost", "attempt_lost": "lost", "corrected": "changed",
+    "node_quarantined": "removed",
+}  # fmt: skip
 NOT_VALUES = ("at", "step", "epoch", "samples", "seconds")
 
 
 def show(events: Iterable[Event], options: TrainOptions, console: Console | None = None) -> None:
     """Show a job's events until it ends."""
-    console = console or Console(force_jupyter=False)  # rich's own notebook output needs widgets
+    # rich's own notebook output needs widgets; and brackets in a message are no markup
+    console = console or Console(force_jupyter=False, markup=False, emoji=False, highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,22 +47,26 @@ class _Shown:
             case "state":
                 self._state(data)
             case "probed":
-                self._progress.console.print(f"probe    {probe_line(data)}", highlight=False)
+                self._note(f"probe    {probe_line(data)}")
             case "planned":
-                self._progress.console.print(f"plan     {data['summary']}", highlight=False)
+                self._note(f"plan     {data['summary']}")
             case "progress":
                 self._steps_per_epoch = data["steps_per_epoch"]
                 self._advance(data["step"], data["loss"], data["samples_per_s"])
             case "live":
                 self._advance(data["step"], data["loss"], data["samples_per_s"])
             case "evaluated":
-                self._progress.console.print(evaluation_line(data), highlight=False)
+                self._note(evaluation_line(data))
             case "warning":
-                self._progress.console.print(f"warning  {data.get('fact', '')}", highlight=False)
-            case "preempted":
-                self._progress.console.print(f"waits    {data['reason']}", highlight=False)
-            case "worker_lost" | "attempt_lost":
-                self._progress.console.print(f"lost     {data['reason']}", highlight=False)
+                self._note(f"warning  {data.get('fact', '')}")
+            case "worker_joined":
+                self._note(f"joined   rank {data['rank']} on {data['node']}")
+            case kind if kind in REASONS:
+                self._note(f"{REASONS[kind]:<9}{data['reason']}")
+
+    def _note(self, line: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(line)
 
     def _state(self, data: dict[str, Any]) -> None:
         self._progress.update(self._task, description=data["state"].lower())

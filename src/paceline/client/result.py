@@ -27,14 +27,14 @@ class Result:
     path: Path
     digest: str
     step: int
-    history: list[dict[str, float]]
+    history: list[dict[str, float]] = field(repr=False)
     stop_reason: str
     reproducible: bool
     irreproducible_because: str | None
     hardware_class: str
-    plan: Plan
-    versions: dict[str, str | None]
-    ledger: list[dict[str, int]]
+    plan: Plan = field(repr=False)
+    versions: dict[str, str | None] = field(repr=False)
+    ledger: list[dict[str, int]] = field(repr=False)
     train_seconds: float
     _template: Any = field(default=None, repr=False)
 

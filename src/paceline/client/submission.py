@@ -32,7 +32,8 @@ def prepare(spec: TrainSpec, request_id: str | None = None) -> Packed:
     check_model(spec.model)
     for field in PROGRAM_FIELDS[1:]:
         warn_of_large_captures(getattr(spec, field), field)
-    train, val = normalize(spec.train_data, "train_data"), normalize(spec.val_data, "val_data")
+    train = normalize(spec.train_data, "train_data")
+    val = None if spec.val_data is None else normalize(spec.val_data, "val_data")
     facts = _facts(spec, train, val)
     if facts.train_samples is not None and spec.batch_size > facts.train_samples:
         raise InvalidSpec(

@@ -49,7 +49,7 @@ def bind(settings: MasterSettings) -> socket.socket:
     if settings.host not in LOOPBACK and settings.tls_cert is None:
         raise InvalidSpec(
             f"--host {settings.host} would serve tokens and models in the clear.",
-            "Give --tls-cert and --tls-key, or bind 127.0.0.1 and use a tunnel.",
+            "Give --tls-cert and --tls-key (the README makes them in one line), or bind 127.0.0.1 and use a tunnel.",
         )
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # asyncio turns Nagle's delay off only for sockets that say they are TCP; it costs 40 ms an answer

@@ -194,10 +194,10 @@ class Controller:
     async def _apply(self, job: AnyJob, commands: list[Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
+        self._hold(job)  # with the state: the scheduler may look while that is stored
         stored = [c for c in commands if isinstance(c, Record | Commit | RollBack | Learn)]
         if stored:
             await self._save(job, lives.present_plan(job), stored)
-        self._hold(job)
         for command in commands:
             self._perform(job, command)
         if isinstance(job.state, TERMINAL):

@@ -187,6 +187,8 @@ class Scheduler:
 
     async def _turn_away(self, job_id: str, refusal: Unplaceable) -> None:
         """Tell those that no end of a job will help: their nodes may never come back, or there never was one."""
+        if not self._cluster.nodes():
+            return  # a master that has just started: its nodes are about to dial
         if refusal.details.keys() & {"hardware_class", "sharded"}:
             return await self._handle(job_id, Unplaced(refusal.to_json()))
         may_fit_later = refusal.details.get("busy") and self._cluster.workers

@@ -102,4 +102,6 @@ def _number(name: str, value: Any) -> float:
         raise InvalidSpec(
             f"metric {name!r} returned a tensor of shape {tuple(value.shape)}.", "Return one number: its mean."
         )
+    if not hasattr(value, "__float__"):
+        raise InvalidSpec(f"metric {name!r} returned a {type(value).__name__}.", "Return one number.")
     return float(value)

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import warnings
 import weakref
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -119,6 +120,7 @@ def fake_footprint(fields: dict[str, Any], batch: Any, options: TrainOptions) ->
     child = os.fork()
     if child == 0:
         try:
+            warnings.simplefilter("ignore")  # of torch, about fake tensors: the job's log is its user's
             os.write(write, json.dumps(asdict(_faked(fields, batch, options))).encode())
         except BaseException as error:  # noqa: BLE001 - a fork must not return; what is wrong with the code is told later
             print(f"paceline: the model does not run on fake tensors: {error!r}")  # noqa: T201 - to the worker's log

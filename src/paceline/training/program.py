@@ -82,6 +82,11 @@ def _scalar(loss: Any, field: str) -> torch.Tensor:
             f"{field} returned a tensor of shape {tuple(loss.shape)}, not a scalar.",
             "Return the mean over the batch, e.g. reduction='mean' or loss.mean().",
         )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise InvalidSpec(
+            f"{field} returned a tensor without a gradient: it does not depend on the model's parameters.",
+            "Compute it from the model's outputs, without detach(), .data or torch.no_grad().",
+        )
     return loss.reshape(())
 
 

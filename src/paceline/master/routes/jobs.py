@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from paceline import versions
 from paceline.errors import Conflict, Expired, InvalidSpec
+from paceline.explain import counted
 from paceline.master import ledger
 from paceline.master.context import Caller, Master, The, TheCaller, TheJob, allow
 from paceline.master.events import CancelRequested, ScaleRequested
@@ -28,6 +29,7 @@ from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+COUNTS = ("step", "samples")  # of an evaluation
 KEEP_ALIVE_S = 15.0
 LOG_PAGE_BYTES = 256 * 1024
 LOOKED_AT_WITHIN_S = 1.0
@@ -52,7 +54,7 @@ class JobView(BaseModel):
     state: str
     attempt: int
     step: int
-    history: list[dict[str, float | None]]
+    history: list[dict[str, int | float | None]]
     plan: Plan | None
     error: dict[str, Any] | None
     queue_place: int | None
@@ -81,7 +83,7 @@ class ResultView(BaseModel):
     reproducible: bool
     irreproducible_because: str | None
     hardware_class: str
-    history: list[dict[str, float | None]]
+    history: list[dict[str, int | float | None]]
     plan: Plan
     versions: dict[str, str | None]
     ledger: list[dict[str, int]]
@@ -126,12 +128,15 @@ def view(master: Master, row: JobRow, caller: Caller) -> JobView:
     )
 
 
-def _finite(row: JobRow) -> list[dict[str, float | None]]:
+def _finite(row: JobRow) -> list[dict[str, int | float | None]]:
     """The evaluations; JSON has no NaN, so it becomes null."""
-    history = row.training.get("history", [])
-    return [
-        {k: v if isinstance(v, int | float) and abs(v) < float("inf") else None for k, v in h.items()} for h in history
-    ]
+    return [{k: _number(k, v) for k, v in values.items()} for values in row.training.get("history", [])]
+
+
+def _number(name: str, value: float | None) -> int | float | None:
+    if not isinstance(value, int | float) or not abs(value) < float("inf"):
+        return None
+    return int(value) if name in COUNTS else value
 
 
 @router.post("", status_code=201)
@@ -207,8 +212,9 @@ async def scale(master: The, caller: TheCaller, row: TheJob, workers: Annotated[
     cells = options.batch_size if options.sync == "sharded" else options.microbatches
     if workers > cells:
         raise InvalidSpec(
-            f"{workers} workers were asked for, and job {row.id} cuts a batch into {cells} microbatches.",
-            f"Ask for at most {cells} workers.",
+            f"{workers} workers were asked for, and job {row.id} cuts a batch into "
+            f"{counted(cells, 'microbatch', 'es')}.",
+            f"Ask for at most {counted(cells, 'worker')}.",
         )
     master.controller.post(row.id, ScaleRequested(workers))
     return view(master, row, caller)
@@ -299,9 +305,17 @@ def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
 async def workers(master: The, row: TheJob) -> list[WorkerView]:
     """The job's live workers, by rank."""
     found = master.cluster.of_attempt(row.id, row.attempt)
+    planned = Plan.model_validate(row.plan).workers if row.plan else ()
+    shares = {worker.rank: worker.share for worker in planned}  # of now: a worker's placement is as it was started
     return [
-        WorkerView(rank=rank, node=w.placement.node_name, pid=w.pid, share=w.placement.share, last_step=w.last_step)
-        for rank, w in sorted(found.items())
+        WorkerView(
+            rank=rank,
+            node=worker.placement.node_name,
+            pid=worker.pid,
+            share=shares.get(rank, worker.placement.share),
+            last_step=worker.last_step,
+        )
+        for rank, worker in sorted(found.items())
     ]
 
 
