@@ -171,10 +171,21 @@ class RunScript(Message):
     environment: dict[str, str]
 
 
+class EndScript(Message):
+    """Make the script end: by SIGTERM, and ten seconds later by SIGKILL. Has no answer of its own.
+
+    stacks: it hangs; SIGABRT instead, so that the stacks of its threads come into the log.
+    """
+
+    kind: Literal["end_script"] = "end_script"
+    stacks: bool = False
+
+
 class SaveOutput(Message):
-    """Upload the output folder (rank 0 only gets this); answer with OutputSaved."""
+    """Upload this folder of the script's project (one rank of each node gets this); answer with OutputSaved."""
 
     kind: Literal["save_output"] = "save_output"
+    folder: str
 
 
 ToWorker = Annotated[
@@ -187,6 +198,7 @@ ToWorker = Annotated[
     | GiveUp
     | ScriptSetup
     | RunScript
+    | EndScript
     | SaveOutput,
     Field(discriminator="kind"),
 ]
@@ -329,7 +341,8 @@ class Progressed(Message):
 class Beat(Message):
     """Every second: what the worker is doing. step, cells, fetched: only progress changes them.
 
-    fetched: bytes of data in shards. stack: of its main thread.
+    cells: of a script, how often it was seen to make progress. fetched: bytes of data in shards. stack: of its main
+    thread.
     """
 
     kind: Literal["beat"] = "beat"
@@ -402,6 +415,7 @@ class ScriptEnded(Message):
     """status: exit code, or minus the signal's number. ended_at: seconds since the epoch, by the node's clock.
 
     error: where it failed, a PacelineError's JSON with the script's last traceback. returned: of a function.
+    wrote: whether there is something in the output folder on its node.
     """
 
     kind: Literal["script_ended"] = "script_ended"
@@ -409,6 +423,7 @@ class ScriptEnded(Message):
     ended_at: float
     error: dict[str, Any] | None = None
     returned: Returned | None = None
+    wrote: bool = False
 
 
 class Reported(Message):
@@ -612,11 +627,14 @@ class WorkerExited(Message):
 
 
 class LogLines(Message):
+    """What a worker printed. cut: bytes before it that the node left out, as they were too many."""
+
     kind: Literal["log_lines"] = "log_lines"
     job_id: str
     attempt: int
     rank: int
     text: str
+    cut: int = 0
 
 
 FromAgent = Annotated[

@@ -18,7 +18,7 @@ from paceline.plan import Placement
 from paceline.planner.scripts import plan_script
 from paceline.reports import REPORTS_FILE, ReportReader
 from paceline.script import ScriptOptions, ScriptSubmission
-from paceline.training.script import script_error
+from paceline.training.scripterror import script_error
 
 from builders import node
 

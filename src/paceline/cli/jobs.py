@@ -127,15 +127,17 @@ def _clock(seconds: float) -> str:
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of this rank alone.")] = None,
     json: Json = False,
 ) -> None:
     """Show what a job's workers printed, each line behind its attempt and rank."""
     with connect() as client:
         handle = client.job(job_id)
         if json:
-            show(json, {"id": job_id, "text": "".join(handle.follow_logs()) if follow else handle.logs()})
+            text = "".join(handle.follow_logs(rank)) if follow else handle.logs(rank)
+            show(json, {"id": job_id, "text": text})
             return
-        for text in handle.follow_logs() if follow else [handle.logs()]:
+        for text in handle.follow_logs(rank) if follow else [handle.logs(rank)]:
             typer.echo(text, nl=False)
 
 

@@ -82,10 +82,19 @@ class Delivery(BaseModel):
     hardware_class: str
 
 
-class Output(BaseModel):
-    """What a script left, as the client will get it. blob: a tar file of rank 0's output folder; "" for none.
+class KeptFolder(BaseModel):
+    """An output folder, as a tar file."""
 
-    returned: by each rank, where it was a function.
+    model_config = ConfigDict(frozen=True)
+
+    blob: str
+    nbytes: int
+
+
+class Output(BaseModel):
+    """What a script left, as the client will get it. blob, nbytes: of rank 0's output folder; "" for none.
+
+    folders: of each rank; those of one node are the same. returned: by each rank, where it was a function.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -93,6 +102,7 @@ class Output(BaseModel):
     blob: str
     nbytes: int
     folder: str
+    folders: tuple[KeptFolder | None, ...] = ()
     returned: tuple[Returned | None, ...]
     stop_reason: str
 
@@ -250,7 +260,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """At the user's word."""
+    """At the user's word. output: as of `Failed`."""
+
+    output: Output | None = None
 
 
 State = Queued | Planning | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
 from paceline.master.models import CommitRow, EventRow, JobRow, ProfileRow, TokenRow
-from paceline.master.scripts import ScriptJob
-from paceline.master.states import TERMINAL, Commit, Failed, Job, Learn, Record, RollBack, Succeeded
+from paceline.master.scriptstates import ScriptJob
+from paceline.master.states import TERMINAL, Cancelled, Commit, Failed, Job, Learn, Record, RollBack, Succeeded
 from paceline.measured import Profile
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission
@@ -133,6 +133,7 @@ class Store:
         row = self.job(job_id)
         with self._sessions.begin() as session:
             kept = {**(row.delivery or {}), "blob": ""}
+            kept |= {"folders": []} if "folders" in kept else {}
             session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoints=[]))
 
     # ---- what was learned ----
@@ -192,8 +193,8 @@ def _columns(job: Job | ScriptJob, plan: Plan | None, now: float) -> dict[str, A
         columns["delivery"] = job.state.delivery.model_dump(mode="json")
     if isinstance(job.state, Failed):
         columns["error"] = job.state.error
-        if job.state.output is not None:
-            columns["delivery"] = job.state.output.model_dump(mode="json")
+    if isinstance(job.state, Failed | Cancelled) and job.state.output is not None:
+        columns["delivery"] = job.state.output.model_dump(mode="json")
     return columns
 
 
