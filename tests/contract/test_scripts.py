@@ -175,7 +175,8 @@ def test_a_script_that_hangs_shows_the_stacks_of_its_ranks_and_is_restarted(clus
     assert [event.data["ranks"] for event in job.events_so_far() if event.kind == "hung"] == [[0, 1]]
     log = whole_log(job)
     assert re.search(r"^\[1\.1\].*hangs\.py\", line \d+ in wait_for_what_never_comes$", log, re.MULTILINE)
-    assert re.search(r"^\[1\.0\].*hangs\.py\", line \d+ in main$", log, re.MULTILINE)
+    # rank 0 is aborted as well, unless the end of rank 1 makes it raise before that
+    assert re.search(r"^\[1\.0\].*hangs\.py\", line \d+,? in main$", log, re.MULTILINE)
 
 
 @pytest.mark.slow
