@@ -71,7 +71,7 @@ def run(
         outputs=outputs,
         min_workers=min_workers,
         max_restarts=max_restarts,
-        hang_timeout=None if hang_timeout == NEVER else hang_timeout,  # type: ignore[arg-type]  # it parses text
+        hang_timeout=None if hang_timeout == NEVER else hang_timeout,
         env=dict(_variable(text) for text in env or ()),
         threads=threads,
         resources=Resources(workers=workers),

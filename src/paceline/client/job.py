@@ -98,7 +98,7 @@ class Job:
 
     def _log_pages(self, rank: int | None, offset: int = 0) -> Iterator[tuple[str, int]]:
         """(text, the place where it ended), from a place on."""
-        which = {} if rank is None else {"rank": rank}
+        which: dict[str, int] = {} if rank is None else {"rank": rank}
         while True:
             page = self._client.get(f"/jobs/{self.id}/logs", offset=offset, **which)
             if not page["text"]:

@@ -258,12 +258,13 @@ class Agent:
 
     def _queue_log(self, worker: RunningWorker, ended: bool = False) -> None:
         order = worker.order
-        of = {"job_id": order.job_id, "attempt": order.attempt, "rank": order.rank}
         while ended or self._outgoing.qsize() < MOST_QUEUED:
             text, cut = worker.log.unsent(ended)
             if not text and not cut:
                 return
-            self._outgoing.put_nowait(LogLines(text=text, cut=cut, **of))
+            self._outgoing.put_nowait(
+                LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text, cut=cut)
+            )
 
     async def _send(self, channel: ClientConnection) -> None:
         while True:

@@ -218,12 +218,12 @@ def cancel(job: ScriptJob, now: float) -> ScriptOutcome:
     """What runs may save first, and what it wrote is kept. A second time, while that is fetched, ends it at once."""
     job = replace(job, training=job.training.model_copy(update={"cancelled": True}))
     match job.state:
-        case ScriptRunning() as state:
-            job, commands = ask_to_end(job, state, CANCELLED, now)
-        case ScriptEnding() as state:
-            job, commands = replace(job, state=replace(state, why=CANCELLED)), []
-        case ScriptSaving(why=why) as state:
-            job, commands = finish(job, replace(state, why=why or CANCELLED), now)
+        case ScriptRunning() as running:
+            job, commands = ask_to_end(job, running, CANCELLED, now)
+        case ScriptEnding() as ends:
+            job, commands = replace(job, state=replace(ends, why=CANCELLED)), []
+        case ScriptSaving() as saves:
+            job, commands = finish(job, replace(saves, why=saves.why or CANCELLED), now)
         case _:
             job, commands = conclude(job, CANCELLED, now)
     return job, [Record("cancelling"), *commands]

@@ -86,10 +86,10 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
             return cancel(job, now)
         case Answer(_, rank, Reported() as report), Begun():
             return _reported(job, rank, report)
-        case _, ScriptEnding() as state:
-            return ending(job, state, event, now)
-        case _, ScriptSaving() as state:
-            return saving(job, state, event, now)
+        case _, ScriptEnding() as ends:
+            return ending(job, ends, event, now)
+        case _, ScriptSaving() as saves:
+            return saving(job, saves, event, now)
         case Planned(plan), Queued() | Waiting():
             return _start(job, plan)
         case Unplaced(error), Waiting() as waiting if error["fact"] != waiting.reason:
