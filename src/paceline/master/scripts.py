@@ -156,7 +156,7 @@ def _run(job: ScriptJob, state: ScriptStarting, now: float) -> ScriptOutcome:
     for placement in placements:
         environment = torchrun.environment(placements, placement.rank, state.store, job.id, restarts)
         commands.append(Send(job.attempt, placement.rank, RunScript(environment=environment)))
-    job = replace(job, ran=state.plan, state=ScriptRunning(state.plan, since=now, moved_at=now))
+    job = replace(job, ran=state.plan, state=ScriptRunning(state.plan, since=now, moved_at=now, looked_at=now))
     return job, [state_record(job), *commands, SetTimer(TICK_S, Tick(job.attempt))]
 
 
@@ -209,8 +209,10 @@ def _failed(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
 def _look(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
     """Once a second: whether no rank has made any progress for too long. One that waits for another is not at fault."""
     bound = job.submission.options.hang_timeout
+    overslept = max(0.0, now - state.looked_at - 2 * TICK_S)  # this master did: its disk was full, or it was stopped
+    state = replace(state, looked_at=now, moved_at=min(now, state.moved_at + overslept))
     if bound is None or not state.live or now - state.moved_at <= bound:
-        return job, [SetTimer(TICK_S, Tick(job.attempt))]
+        return replace(job, state=state), [SetTimer(TICK_S, Tick(job.attempt))]
     names = [named(state.plan.workers[rank]) for rank in state.live]
     told = ", ".join(names[:NAMED_RANKS]) + (f" and {len(names) - NAMED_RANKS} more" if names[NAMED_RANKS:] else "")
     error = UserCodeError(

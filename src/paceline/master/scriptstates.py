@@ -82,10 +82,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class ScriptRunning(Begun):
-    """counters: of the progress that each rank's worker has seen. moved_at: when the last of them grew."""
+    """counters: of the progress that each rank's worker has seen. moved_at: when the last of them grew.
+
+    looked_at: when it was last asked whether it hangs.
+    """
 
     counters: Mapping[int, int] = field(default_factory=dict)
     moved_at: float = 0.0
+    looked_at: float = 0.0
 
 
 @dataclass(frozen=True)
