@@ -120,6 +120,7 @@ import signal, sys, time
 from pathlib import Path
 Path("outputs").mkdir(exist_ok=True)
 Path("outputs/epoch").write_text("7")
+print(*range(30_000), sep="\\n")
 print("written", flush=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 time.sleep(600)
@@ -129,7 +130,7 @@ time.sleep(600)
 @pytest.mark.slow
 def test_what_a_script_wrote_is_kept_where_it_is_cancelled_while_it_waits_for_room(tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
-    with running_master(tmp_path / "master", cores=3) as client:
+    with running_master(tmp_path / "master", cores=3, log_bytes=100_000) as client:
         wait_until(lambda: len(client.nodes()) == 1)
         job = client.run("train.py", workdir=project(tmp_path / "project", train=WAITS))
         wait_until(lambda: "written" in job.logs())
@@ -140,6 +141,10 @@ def test_what_a_script_wrote_is_kept_where_it_is_cancelled_while_it_waits_for_ro
         assert job.wait(60) == "CANCELLED"
         assert job.output(tmp_path / "out", partial=True) == tmp_path / "out"
         assert (tmp_path / "out" / "epoch").read_text() == "7"
+        log = job.logs()
+        assert "bytes are left out here" in log.splitlines()[0]
+        assert log.endswith("[1.0] 29999\n[1.0] written\n")
+        assert len(log) < 100_200
 
 
 TENSORBOARD = """
