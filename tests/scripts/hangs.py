@@ -22,6 +22,7 @@ def main() -> None:
         os.makedirs("outputs", exist_ok=True)
         with open("outputs/result.json", "w") as file:
             json.dump({"restarts": restarts}, file)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
