@@ -231,14 +231,15 @@ def cancel(job: ScriptJob, now: float) -> ScriptOutcome:
 
 def conclude(job: ScriptJob, why: Ending, now: float) -> ScriptOutcome:
     """End a job whose script runs nowhere now. Where it did before, what it wrote there is fetched first."""
-    if job.ran is None:
+    plan = job.ran
+    if plan is None:
         return end(job, _verdict(why), now)
     if isinstance(job.state, Recovering):
         return replace(job, over=why), []
     if isinstance(job.state, ScriptStarting):
         job, commands = recover(job, why.reason, now)
         return replace(job, over=why), commands
-    return _collect(job, job.ran, why, now)
+    return _collect(job, plan, why, now)
 
 
 def recover(job: ScriptJob, reason: str, now: float) -> ScriptOutcome:
