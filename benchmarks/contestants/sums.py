@@ -12,7 +12,7 @@ import torch.distributed as dist
 from fixed_point import FixedPointExchange
 
 from paceline.grid import Grid
-from paceline.messages import Group
+from paceline.messages.to_worker import Group
 from paceline.shares import split_evenly
 from paceline.training.exchange import GradientExchange
 from paceline.training.group import PendingRows, WorkerGroup

@@ -216,6 +216,14 @@ class Plan(BaseModel):
     faster: tuple[str, ...] = ()
     waiting: Waiting | None = None
 
+    @property
+    def elastic(self) -> bool:
+        """Whether workers may come and go in an attempt: each holds the whole model, where sharded ones are its parts.
+
+        Not a script's: its ranks are told once who they are.
+        """
+        return self.mode == "exact"
+
     def explain(self) -> str:
         """The decision as text: what is predicted, the chosen nodes, what else was compared, a line for each node."""
         return explained(self)

@@ -169,6 +169,10 @@ class TrainOptions(PlainFields):
         """Over so many training samples. order: of data in shards; whoever only counts samples may do without."""
         return Grid(num_samples, self.batch_size, self.microbatches, self.drop_last, self.seed, order)
 
+    def with_resources(self, **changes: Any) -> Self:
+        """The same but for these fields of `resources`, which are not checked anew."""
+        return self.model_copy(update={"resources": self.resources.model_copy(update=changes)})
+
 
 class TrainSpec(PlainFields):
     """A training job, whole: the model, its data, how to train it, when to stop.

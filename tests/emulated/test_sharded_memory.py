@@ -101,24 +101,19 @@ def test_a_transformer_of_three_times_a_nodes_memory_trains_on_four_nodes() -> N
     state_bytes = COPIES * sum(p.nbytes for p in meta().parameters())
     assert state_bytes >= TIMES * NODE_BYTES
     try:
-        cluster = EmulatedCluster([HostSpec(name, memory=NODE_BYTES) for name in names])
-        with cluster, peaks() as held:
+        with EmulatedCluster([HostSpec(name, memory=NODE_BYTES) for name in names]) as cluster:
             if any(node.memory > NODE_BYTES for node in cluster.client.nodes() if node.name in names):
                 pytest.skip("the agents report this machine's memory, not their cgroup's limit")
             with pytest.raises(pl.Unplaceable, match="of parameters, gradients and optimizer") as refused:
                 cluster.client.submit(spec("a"))
             assert "would hold it" in refused.value.remedy
-            job = cluster.client.submit(spec(*names))
-            plan = job.plan
-            workers: dict[int, str] = {}
-            while job.state not in ("SUCCEEDED", "FAILED"):
-                workers |= {worker["pid"]: worker["node"] for worker in job.workers() if worker["pid"]}
-                time.sleep(0.5)
-            result = job.result()
+            with peaks() as held:
+                plan, workers, result = train(cluster.client, spec(*names))
+            model_bytes = sum(tensor.nbytes for tensor in result.state_dict.values())
     except EmulationUnavailable as why:
         pytest.skip(str(why))
     assert {worker.node_name for worker in plan.workers} == set(names)
-    assert sum(tensor.nbytes for tensor in result.state_dict.values()) * COPIES == state_bytes
+    assert model_bytes * COPIES == state_bytes
     print({"state": state_bytes, "predicted": plan.memory_per_worker, "workers": [held[pid] for pid in workers]})
     print({"others, the largest": sorted((most for pid, most in held.items() if pid not in workers), reverse=True)[:6]})
     own = plan.memory_per_worker - plan.sharding.copy_bytes  # copies lie in files
@@ -126,6 +121,16 @@ def test_a_transformer_of_three_times_a_nodes_memory_trains_on_four_nodes() -> N
         assert held[pid] == pytest.approx(own, rel=PREDICTED_WITHIN)
     others = [most for pid, most in held.items() if pid not in workers]
     assert max(others) < state_bytes // COPIES // 2  # this process, the master and the agents hold no model
+
+
+def train(client: pl.Client, wanted: pl.TrainSpec) -> tuple[pl.Plan, set[int], pl.Result]:
+    """(the plan, the process ids of all its workers, what came of it)."""
+    job = client.submit(wanted)
+    plan, workers = job.plan, set[int]()
+    while job.state not in ("SUCCEEDED", "FAILED"):
+        workers |= {worker["pid"] for worker in job.workers() if worker["pid"]}
+        time.sleep(0.5)
+    return plan, workers, job.result()
 
 
 def meta() -> nn.Module:

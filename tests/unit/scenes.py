@@ -12,24 +12,15 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, WorkerKey
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
+from paceline.master.job import Job
 from paceline.master.logs import Logs
-from paceline.master.states import Job, Starting
+from paceline.master.states import Starting
 from paceline.master.store import ADMIN, Store
-from paceline.messages import (
-    AgentHello,
-    CheckpointRef,
-    CheckpointWritten,
-    FromWorker,
-    Message,
-    Pace,
-    Ready,
-    Setup,
-    StartWorker,
-    StopWorkers,
-    Trained,
-    TrainRound,
-    WorkerHello,
-)
+from paceline.messages.from_agent import AgentHello
+from paceline.messages.from_worker import CheckpointWritten, FromWorker, Pace, Ready, Trained, WorkerHello
+from paceline.messages.message import CheckpointRef, Message
+from paceline.messages.to_agent import StartWorker, StopWorkers
+from paceline.messages.to_worker import Setup, TrainRound
 from paceline.planner.queue import Policy
 from paceline.settings import LOG_BYTES
 from paceline.spec import Resources

@@ -17,56 +17,48 @@ from typing import Any
 
 from paceline.grid import Grid
 from paceline.master import machine
-from paceline.master.states import (
-    TERMINAL,
-    Answer,
-    AttemptEnded,
+from paceline.master.commands import (
     Command,
     Commit,
     Discard,
     Enqueue,
-    Event,
-    Job,
-    Lost,
-    NodeDraining,
-    Planned,
-    Preempted,
-    ProbePlace,
-    ProbeWanted,
-    Queued,
     Record,
-    Recruited,
     RollBack,
-    Running,
-    ScaleRequested,
     Send,
     SetTimer,
     StartWorkers,
     StopWorkers,
-    Waiting,
 )
-from paceline.messages import (
+from paceline.master.events import (
+    Answer,
+    AttemptEnded,
+    Event,
+    Lost,
+    NodeDraining,
+    Planned,
+    Preempted,
+    ProbeWanted,
+    Recruited,
+    ScaleRequested,
+)
+from paceline.master.job import Job
+from paceline.master.states import TERMINAL, ProbePlace, Queued, Running, Waiting
+from paceline.messages.from_worker import (
     Beat,
-    CheckpointRef,
     CheckpointWritten,
     Evaluated,
-    EvaluateRound,
     FromWorker,
-    GiveUp,
     Pace,
     PeerLost,
     Probed,
-    ProbeSetup,
     Ready,
     Saved,
-    SaveRound,
-    Setup,
-    ToWorker,
     Trained,
-    TrainRound,
     Unloadable,
     WorkerHello,
 )
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import EvaluateRound, GiveUp, ProbeSetup, SaveRound, Setup, ToWorker, TrainRound
 from paceline.plan import Placement
 from paceline.shares import split_evenly
 from paceline.spec import Keep, Submission

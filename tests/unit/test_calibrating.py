@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from paceline.engine import calibrating
 from paceline.engine.calibrating import Calibrating
-from paceline.messages import Calibrated
+from paceline.messages.from_agent import Calibrated
 from paceline.plan import Device
 from paceline.training.calibration import Step
 

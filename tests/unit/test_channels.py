@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketTestSession
 
 from paceline.master.app import create_app, open_master
-from paceline.messages import AgentHello, Load
+from paceline.messages.from_agent import AgentHello, Load
 from paceline.versions import here
 
 from builders import GIB

@@ -8,7 +8,7 @@ import pytest
 
 from paceline.master.cluster import Cluster
 from paceline.measured import Calibration
-from paceline.messages import AgentHello, Load
+from paceline.messages.from_agent import AgentHello, Load
 from paceline.versions import here
 
 from builders import GIB

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from paceline.master.states import CancelRequested
-from paceline.messages import StartWorker, StopWorkers
+from paceline.master.events import CancelRequested
+from paceline.messages.to_agent import StartWorker, StopWorkers
 from paceline.spec import Resources
 from paceline.stop import MaxTime
 

@@ -12,25 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paceline as pl
+from paceline.master.commands import Command, Record, Send, StopWorkers
 from paceline.master.correcting import A_WHILE_S, SETTLED_ROUNDS
+from paceline.master.events import Answer, Event, Lost, Planned, Recruited, ScaleRequested
+from paceline.master.job import Job
 from paceline.master.machine import step
 from paceline.master.newcomers import next_worker
-from paceline.master.states import (
-    Answer,
-    Command,
-    Event,
-    Job,
-    Lost,
-    Planned,
-    Record,
-    Recruited,
-    Running,
-    ScaleRequested,
-    Send,
-    StopWorkers,
-)
+from paceline.master.states import Running
 from paceline.measured import Calibration
-from paceline.messages import Pace, PeerLost, Ready, Trained, TrainRound, WorkerHello
+from paceline.messages.from_worker import Pace, PeerLost, Ready, Trained, WorkerHello
+from paceline.messages.to_worker import TrainRound
 from paceline.plan import Node
 from paceline.shares import split_evenly
 from paceline.spec import Resources

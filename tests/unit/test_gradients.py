@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import InvalidSpec
-from paceline.messages import Group
+from paceline.messages.to_worker import Group
 from paceline.shares import split_evenly
 from paceline.training.exchange import GradientExchange, buckets
 from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients, add_gradients

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from paceline.messages import Group
+from paceline.messages.to_worker import Group
 from paceline.training.group import LostPeer, WorkerGroup
 from paceline.training.monitor import Monitor
 

@@ -11,15 +11,9 @@ import pytest
 from paceline.master import links as module
 from paceline.master.cluster import Cluster, WorkerLink
 from paceline.master.links import UNREACHABLE_BYTES_PER_S, Links
-from paceline.messages import (
-    AgentHello,
-    LinkProbed,
-    ListenForProbe,
-    Message,
-    ProbeFailed,
-    ProbeLink,
-    ProbeListening,
-)
+from paceline.messages.from_agent import AgentHello, LinkProbed, ProbeFailed, ProbeListening
+from paceline.messages.message import Message
+from paceline.messages.to_agent import ListenForProbe, ProbeLink
 from paceline.plan import Placement
 from paceline.versions import here
 

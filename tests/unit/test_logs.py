@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paceline.engine.workerlog import KEPT_BYTES, MOST_UNSENT_BYTES, WorkerLog
 from paceline.master.logs import PAGE_BYTES, Logs
-from paceline.messages import LogLines
+from paceline.messages.from_agent import LogLines
 
 
 def printed(text: str, rank: int = 0, attempt: int = 1, cut: int = 0, job: str = "job") -> LogLines:

@@ -13,75 +13,73 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.errors import NonFinite, UserCodeError
-from paceline.master.lives import next_plan
-from paceline.master.machine import resumed, step
-from paceline.master.rounds import waiting_for
-from paceline.master.states import (
-    TERMINAL,
-    Answer,
-    AttemptEnded,
-    Cancelled,
-    CancelRequested,
-    Checkpoint,
+from paceline.master.commands import (
     Command,
     Commit,
     Discard,
     Enqueue,
+    Quarantine,
+    Record,
+    RollBack,
+    Send,
+    SetTimer,
+    StartWorkers,
+    StopWorkers,
+)
+from paceline.master.committed import Checkpoint, Training
+from paceline.master.events import (
+    Answer,
+    AttemptEnded,
+    CancelRequested,
     Event,
-    Failed,
-    Job,
     Late,
     Lost,
     NodeDraining,
     Planned,
     Preempted,
-    Quarantine,
-    Queued,
-    Record,
-    Recovering,
     Recruited,
-    RollBack,
-    Running,
     ScaleRequested,
-    Send,
-    SetTimer,
-    Starting,
-    StartWorkers,
-    StopWorkers,
-    Succeeded,
     Tick,
-    Training,
     Unplaced,
+)
+from paceline.master.job import Job
+from paceline.master.lives import next_plan
+from paceline.master.machine import resumed, step
+from paceline.master.orders import waiting_for
+from paceline.master.states import (
+    TERMINAL,
+    Cancelled,
+    Failed,
+    Queued,
+    Recovering,
+    Running,
+    Starting,
+    Succeeded,
     Waiting,
 )
 from paceline.measured import Measured
-from paceline.messages import (
+from paceline.messages.from_worker import (
     Beat,
     Checked,
-    CheckpointRef,
     CheckpointWritten,
-    CheckRound,
     Copied,
-    CopyOrder,
     Evaluated,
-    EvaluateRound,
     Evidence,
     FromWorker,
-    Group,
     ModelFile,
     Pace,
     PeerLost,
     Ready,
     Saved,
-    SaveRound,
     Suspected,
     Trained,
-    TrainRound,
     Unloadable,
     Warned,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import CheckRound, CopyOrder, EvaluateRound, Group, SaveRound, TrainRound
 from paceline.plan import Placement, Plan, Sharding
 from paceline.shares import split_evenly
 from paceline.spec import Facts, Submission

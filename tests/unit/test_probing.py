@@ -10,35 +10,26 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.errors import DiskFull, UserCodeError
+from paceline.master.commands import Command, Enqueue, Learn, Record, Send, StartWorkers, StopWorkers
+from paceline.master.events import (
+    Answer,
+    AttemptEnded,
+    CancelRequested,
+    Event,
+    Late,
+    Lost,
+    Planned,
+    ProbeWanted,
+    Refused,
+)
+from paceline.master.job import Job
 from paceline.master.machine import resumed, step
 from paceline.master.probing import foreseen, next_event
 from paceline.master.profiles import kind_of, learn, too_large, with_memory
-from paceline.master.states import (
-    Answer,
-    AttemptEnded,
-    Cancelled,
-    CancelRequested,
-    Command,
-    Enqueue,
-    Event,
-    Failed,
-    Job,
-    Late,
-    Learn,
-    Lost,
-    Planned,
-    Planning,
-    ProbePlace,
-    ProbeWanted,
-    Queued,
-    Record,
-    Refused,
-    Send,
-    StartWorkers,
-    StopWorkers,
-)
+from paceline.master.states import Cancelled, Failed, Planning, ProbePlace, Queued
 from paceline.measured import CellTime, Measured, Profile
-from paceline.messages import Pace, Probed, ProbeSetup, Ready, Saved, Trained, WorkerFailed, WorkerHello
+from paceline.messages.from_worker import Pace, Probed, Ready, Saved, Trained, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import ProbeSetup
 from paceline.plan import Node
 from paceline.planner.planner import plan_workers
 from paceline.spec import Facts, Submission

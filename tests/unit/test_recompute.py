@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from paceline.messages import Group
+from paceline.messages.to_worker import Group
 from paceline.plan import Sharding
 from paceline.training.footprint import LiveBytes
 from paceline.training.monitor import Monitor

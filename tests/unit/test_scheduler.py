@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import paceline as pl
+from paceline.master.committed import Training
+from paceline.master.events import CancelRequested
+from paceline.master.job import Job
 from paceline.master.placing import seconds_left
-from paceline.master.states import CancelRequested, Job, Training
 from paceline.planner.queue import Policy, Quota
 
 from builders import submission

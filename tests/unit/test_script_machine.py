@@ -11,47 +11,37 @@ from hypothesis import strategies as st
 
 from paceline.errors import UserCodeError
 from paceline.master import scripts
-from paceline.master.lives import held_by_worker
-from paceline.master.scriptends import FRUITFUL_S, LEAVING, OUTPUT
-from paceline.master.scripts import FAILURES, SETUP
-from paceline.master.scriptstates import ScriptEnding, ScriptJob, ScriptRunning, ScriptSaving, ScriptStarting
-from paceline.master.states import (
-    TERMINAL,
+from paceline.master.commands import Command, Record, Send, SetTimer, StartWorkers, StopWorkers
+from paceline.master.delivery import Output
+from paceline.master.events import (
     Answer,
     AttemptEnded,
-    Cancelled,
     CancelRequested,
-    Command,
     Event,
-    Failed,
     Late,
     Lost,
     NodeDraining,
-    Output,
     Planned,
     Preempted,
-    Record,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-    Succeeded,
     Tick,
 )
-from paceline.messages import (
+from paceline.master.lives import held_by_worker
+from paceline.master.scriptends import FRUITFUL_S, LEAVING, OUTPUT
+from paceline.master.scripts import FAILURES
+from paceline.master.scriptstates import ScriptEnding, ScriptJob, ScriptRunning, ScriptSaving, ScriptStarting
+from paceline.master.starting import SETUP
+from paceline.master.states import TERMINAL, Cancelled, Failed, Succeeded
+from paceline.messages.from_worker import (
     Beat,
-    EndScript,
     FromWorker,
     OutputSaved,
     Reported,
-    RunScript,
-    SaveOutput,
     ScriptEnded,
     ScriptReady,
-    ScriptSetup,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.to_worker import EndScript, RunScript, SaveOutput, ScriptSetup
 from paceline.plan import Plan
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Resources, Versions

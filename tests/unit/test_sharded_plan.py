@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 import paceline as pl
 from paceline.client.submission import prepare
+from paceline.master.committed import Copies, Training
+from paceline.master.events import Planned
+from paceline.master.job import Job
 from paceline.master.lives import next_plan
 from paceline.master.probing import next_event
 from paceline.master.profiles import plan_by
-from paceline.master.states import Copies, Job, Planned, Training
 from paceline.measured import CellTime, Measured, Profile
 from paceline.plan import Plan
 from paceline.planner.copies import GENERATIONS, copy_bytes, neighbours

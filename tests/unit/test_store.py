@@ -17,23 +17,14 @@ from sqlalchemy import create_engine
 
 import paceline as pl
 from paceline.master import store as store_module
+from paceline.master.commands import Commit, Learn, Record, RollBack
+from paceline.master.committed import Checkpoint, Training
+from paceline.master.delivery import Delivery
+from paceline.master.job import Job
 from paceline.master.models import Base
-from paceline.master.states import (
-    Cancelled,
-    Checkpoint,
-    Commit,
-    Delivery,
-    Failed,
-    Job,
-    Learn,
-    Record,
-    RollBack,
-    Succeeded,
-    Training,
-    Waiting,
-)
+from paceline.master.states import Cancelled, Failed, Succeeded, Waiting
 from paceline.master.store import Store
-from paceline.messages import CheckpointRef
+from paceline.messages.message import CheckpointRef
 
 from builders import plan_of, profile_of, submission
 

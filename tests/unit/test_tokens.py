@@ -10,8 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from paceline.master.app import create_app, open_master
+from paceline.master.committed import Training
 from paceline.master.context import Master
-from paceline.master.states import Failed, Job, Training
+from paceline.master.job import Job
+from paceline.master.states import Failed
 from paceline.versions import here
 
 from builders import submission
@@ -173,7 +175,7 @@ def test_only_the_admin_takes_a_node_from_everybody(http: TestClient, master: Ma
 
 
 def _hello() -> Any:
-    from paceline.messages import AgentHello
+    from paceline.messages.from_agent import AgentHello
 
     from builders import GIB
 

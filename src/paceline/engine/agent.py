@@ -31,24 +31,25 @@ from paceline.engine.warm import WarmWorkers
 from paceline.engine.workerlog import WorkerLog
 from paceline.errors import PacelineError, Unauthorized, from_json
 from paceline.log import configure_log
-from paceline.messages import (
-    MAX_MESSAGE_BYTES,
+from paceline.messages.from_agent import (
     AgentHello,
-    ForgetJob,
     LinkProbed,
-    ListenForProbe,
     LogLines,
-    Message,
     ProbeFailed,
-    ProbeLink,
     ProbeListening,
+    WorkerExited,
+    WorkerStarted,
+)
+from paceline.messages.message import MAX_MESSAGE_BYTES, Message
+from paceline.messages.to_agent import (
+    ForgetJob,
+    ListenForProbe,
+    ProbeLink,
     Refused,
     StartWorker,
     StopWorkers,
     ToAgent,
     Welcome,
-    WorkerExited,
-    WorkerStarted,
     to_agent,
 )
 from paceline.tls import trusting

@@ -10,7 +10,7 @@ import structlog
 
 from paceline.engine.warm import WarmWorkers
 from paceline.measured import Calibration
-from paceline.messages import Calibrated
+from paceline.messages.from_agent import Calibrated
 from paceline.plan import Device
 
 IDLE_S = 3.0  # since it joined, or since its last worker: the first job of an embedded master comes sooner

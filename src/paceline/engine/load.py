@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import psutil
 
-from paceline.messages import Load
+from paceline.messages.from_agent import Load
 
 SAMPLES = 6  # of one every two seconds: what is told is the mean of the last ten
 

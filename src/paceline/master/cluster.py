@@ -10,7 +10,9 @@ from itertools import chain
 
 from paceline.errors import NotFound
 from paceline.measured import Calibration
-from paceline.messages import AgentHello, ForgetJob, Load, Message, StartWorker, StopWorkers
+from paceline.messages.from_agent import AgentHello, Load
+from paceline.messages.message import Message
+from paceline.messages.to_agent import ForgetJob, StartWorker, StopWorkers
 from paceline.plan import Node, Placement
 
 SendMessage = Callable[[Message], None]

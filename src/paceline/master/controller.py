@@ -10,10 +10,27 @@ from typing import Any
 import structlog
 
 from paceline.errors import Conflict, DiskFull, JobFailed, PacelineError, Unplaceable
-from paceline.master import lives, retention, states
+from paceline.master import lives, retention
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
+from paceline.master.commands import (
+    Command,
+    Commit,
+    Discard,
+    Enqueue,
+    Forget,
+    Learn,
+    Quarantine,
+    Record,
+    RollBack,
+    Send,
+    SetTimer,
+    StartWorkers,
+    StopWorkers,
+)
+from paceline.master.events import Answer, AttemptEnded, Event, Lost, NodeDraining
 from paceline.master.feed import Feed, FeedEvent
+from paceline.master.job import Job
 from paceline.master.knowledge import Knowledge
 from paceline.master.links import Links
 from paceline.master.lives import AnyJob, AnySubmission
@@ -21,9 +38,10 @@ from paceline.master.logs import Logs
 from paceline.master.models import JobRow
 from paceline.master.placing import check_quota
 from paceline.master.scheduler import Scheduler
-from paceline.master.states import Answer, AttemptEnded, Event, Job, Lost, NodeDraining, Planning
+from paceline.master.states import TERMINAL, Planning
 from paceline.master.store import Store
-from paceline.messages import AgentHello, FromWorker, LogLines, Progressed, Reported, Trained
+from paceline.messages.from_agent import AgentHello, LogLines
+from paceline.messages.from_worker import FromWorker, Progressed, Reported, Trained
 from paceline.plan import Plan
 from paceline.planner.queue import Policy
 from paceline.planner.sharded import decided
@@ -165,7 +183,7 @@ class Controller:
             if after is not job or commands:
                 await self._apply(after, commands)
 
-    def _step(self, job: AnyJob, event: Event) -> tuple[AnyJob, list[states.Command]]:
+    def _step(self, job: AnyJob, event: Event) -> tuple[AnyJob, list[Command]]:
         """The machine's step. A bug in it costs this job, not all of them."""
         try:
             return lives.step(job, event, time.monotonic())
@@ -174,16 +192,16 @@ class Controller:
             told = JobFailed(f"the master met a bug in handling this job: {error!r}.", "Please report it with the log.")
             return lives.failed(job, told, time.monotonic())
 
-    async def _apply(self, job: AnyJob, commands: list[states.Command]) -> None:
+    async def _apply(self, job: AnyJob, commands: list[Command]) -> None:
         """Make the change durable, then act on it: what was announced survives a crash."""
         self._jobs[job.id] = job
-        stored = [c for c in commands if isinstance(c, states.Record | states.Commit | states.RollBack | states.Learn)]
+        stored = [c for c in commands if isinstance(c, Record | Commit | RollBack | Learn)]
         if stored:
             await self._save(job, lives.present_plan(job), stored)
         self._hold(job)
         for command in commands:
             self._perform(job, command)
-        if isinstance(job.state, states.TERMINAL):
+        if isinstance(job.state, TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id]
             self.scheduler.forget(job.id)
@@ -211,36 +229,36 @@ class Controller:
                 self._feed.publish(job.id, FeedEvent(row.seq, row.at, row.kind, row.data))
             return
 
-    def _perform(self, job: AnyJob, command: states.Command) -> None:
+    def _perform(self, job: AnyJob, command: Command) -> None:
         match command:
-            case states.Enqueue():
+            case Enqueue():
                 self.scheduler.wake()
-            case states.StartWorkers(attempt, placements):
+            case StartWorkers(attempt, placements):
                 for key in self._cluster.start(job.id, attempt, placements, *lives.held_by_worker(job)):
                     self.worker_ended(key, "its node left before it was started")
-            case states.Send(attempt, rank, message):
+            case Send(attempt, rank, message):
                 worker = self._cluster.workers.get((job.id, attempt, rank))
                 if worker is not None and worker.send is not None:
                     worker.send(message)
-            case states.StopWorkers(attempt, ranks):
+            case StopWorkers(attempt, ranks):
                 self._cluster.stop(job.id, attempt, ranks)
                 if not self._cluster.of_attempt(job.id, attempt):
                     self.post(job.id, AttemptEnded(attempt))
-            case states.Discard(blobs, damaged):
+            case Discard(blobs, damaged):
                 if damaged:
                     self._blobs.remove(blobs)
                 else:
                     self._dropped.update(blobs)
-            case states.Forget():
+            case Forget():
                 self._cluster.forget(job.id)
-            case states.Learn(kind, profile):
+            case Learn(kind, profile):
                 self._knowledge.note(kind, profile.model_copy(update={"at": time.time()}))
-            case states.Quarantine(node_id, reason):
+            case Quarantine(node_id, reason):
                 log.error("node_quarantined", node=node_id, reason=reason)
                 self._cluster.quarantine(node_id, reason)
                 for other in self._jobs:
                     self.post(other, NodeDraining(node_id))
-            case states.SetTimer(seconds, event):
+            case SetTimer(seconds, event):
                 asyncio.get_running_loop().call_later(seconds, self.post, job.id, event)
 
     async def _discard_forever(self) -> None:

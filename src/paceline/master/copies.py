@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from paceline.master.states import Copies, Job, Outcome, Record, Running
-from paceline.messages import Copied, CopyOrder
+from paceline.master.commands import Record
+from paceline.master.committed import Copies
+from paceline.master.job import Job, Outcome
+from paceline.master.states import Running
+from paceline.messages.from_worker import Copied
+from paceline.messages.to_worker import CopyOrder
 from paceline.planner.copies import GENERATIONS, neighbours
 
 COPY_EVERY_S = 1.0

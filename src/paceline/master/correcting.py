@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from paceline.master.commands import Command, Record
+from paceline.master.job import Job
 from paceline.master.members import smoothed
 from paceline.master.shown import Shown
-from paceline.master.states import Command, Job, Record, Running
-from paceline.messages import Trained
+from paceline.master.states import Running
+from paceline.messages.from_worker import Trained
 from paceline.plan import NodeReason
 from paceline.planner.predict import Slot
 from paceline.planner.profiles import Workload
@@ -86,11 +88,8 @@ def is_fixed(job: Job) -> bool:
 
 
 def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS) -> Course | None:
-    """What the planner judges by; None while fewer rounds are measured with the present members and shares.
-
-    None for a sharded job: its members are its model's parts.
-    """
-    if state.plan.mode == "sharded":
+    """What the planner judges by; None while fewer rounds are measured with the present members and shares."""
+    if not state.plan.elastic:
         return None
     shown, workers = state.shown, [state.workers[rank] for rank in state.members]
     if shown.rounds < rounds or shown.step_s is None or shown.first_s is None:
@@ -116,11 +115,11 @@ def course_of(job: Job, state: Running, now: float, rounds: int = SETTLED_ROUNDS
 
 def _steps_to_go(job: Job, state: Running, step_s: float, now: float) -> float:
     """To the known bound, by steps or by time; convergence is not foreseen."""
-    elapsed_s = job.elapsed_s + now - state.since
+    trained_s = job.trained_s(now)
 
     def of_leaf(leaf: StopCondition) -> float | None:
         if isinstance(leaf, MaxTime):
-            return (leaf.seconds - elapsed_s) / step_s
+            return (leaf.seconds - trained_s) / step_s
         step = step_bound(leaf, state.grid.steps_per_epoch)
         return None if step is None else step - job.training.step
 

@@ -6,25 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.errors import JobFailed
-from paceline.master.states import (
-    Cancelled,
-    Command,
-    Discard,
-    Enqueue,
-    Failed,
-    Forget,
-    Job,
-    Live,
-    Outcome,
-    Planning,
-    Record,
-    Recovering,
-    RollBack,
-    Running,
-    StopWorkers,
-    Succeeded,
-    Waiting,
-)
+from paceline.master.commands import Command, Discard, Enqueue, Forget, Record, RollBack, StopWorkers
+from paceline.master.delivery import Delivery
+from paceline.master.job import Job, Live, Outcome
+from paceline.master.profiles import taught
+from paceline.master.states import Cancelled, Failed, Planning, Recovering, Running, Succeeded, Waiting
+from paceline.messages.from_worker import Saved
 
 MAX_FRUITLESS_ATTEMPTS = 3
 
@@ -42,10 +29,34 @@ def state_record(job: Live) -> Record:
     return Record("state", data)
 
 
+def deliver(job: Job, state: Running, saved: Saved, now: float) -> Outcome:
+    """The job is over: its model is stored for the client."""
+    options = job.submission.options
+    seconds = job.trained_s(now)
+    reason = " and ".join(map(str, state.stopping)) + f" at step {job.training.step}"
+    because = None if state.reproducible else f"wall time ended the job ({reason}, {seconds:.1f} s)"
+    if state.plan.mode == "sharded":
+        because = because or "a sharded model equals an exactly trained one within float error"
+    delivery = Delivery(
+        blob=saved.blob,
+        files=saved.files,
+        nbytes=saved.nbytes,
+        digest=saved.digest,
+        step=job.training.best_step or saved.step,
+        stop_reason=reason,
+        reproducible=because is None and options.reproducible,
+        irreproducible_because=because or (None if options.reproducible else "reproducible=False"),
+        hardware_class=state.plan.hardware_class,
+    )
+    learned = taught(job, state)
+    job = replace(job, elapsed_s=seconds, state=Succeeded(delivery))
+    return job, [state_record(job), StopWorkers(job.attempt), *discard_checkpoints(job), *learned]
+
+
 def end(job: Job, state: Failed | Cancelled, now: float) -> Outcome:
     """The job is over without a model; no worker of it stays."""
     stops: list[Command] = [StopWorkers(job.attempt)] if job.attempt or isinstance(job.state, Planning) else []
-    job = replace(_stop_clock(job, now), state=state)
+    job = replace(job, elapsed_s=job.trained_s(now), state=state)
     return job, [state_record(job), *stops, *discard_checkpoints(job)]
 
 
@@ -63,13 +74,13 @@ def recover(job: Job, reason: str, now: float) -> Outcome:
             "See `paceline logs` for what the workers printed; a worker that the system killed may lack memory.",
         )
         return end(job, Failed(error.to_json()), now)
-    job = replace(_stop_clock(job, now), state=Recovering(reason))
+    job = replace(job, elapsed_s=job.trained_s(now), state=Recovering(reason))
     return job, [Record("attempt_lost", {"reason": reason}), state_record(job), StopWorkers(job.attempt)]
 
 
 def park(job: Job, reason: str, now: float) -> Outcome:
     """Leave the nodes to another job: what is committed is in the checkpoint, and the next attempt goes on from it."""
-    job = replace(_stop_clock(job, now), state=Recovering(reason), fruitless=max(0, job.fruitless - 1))
+    job = replace(job, elapsed_s=job.trained_s(now), state=Recovering(reason), fruitless=max(0, job.fruitless - 1))
     forget: list[Command] = [Forget()] if job.submission.options.sync == "sharded" else []  # others get that memory
     return replace(job, copies=None), [state_record(job), StopWorkers(job.attempt), *forget]
 
@@ -104,9 +115,3 @@ def rejoin_queue(job: Job, reason: str) -> Outcome:
     undone: list[Command] = [RollBack(training.step)] if training.step < job.training.step else []
     job = replace(job, training=training, state=Waiting(reason))
     return job, [*undone, *told, state_record(job), Enqueue()]
-
-
-def _stop_clock(job: Job, now: float) -> Job:
-    if isinstance(job.state, Running):
-        return replace(job, elapsed_s=job.elapsed_s + now - job.state.since)
-    return job

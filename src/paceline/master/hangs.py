@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from paceline.master.members import FIRST_ROUNDS, asked
 from paceline.master.states import Running
-from paceline.messages import EvaluateRound, SaveRound
+from paceline.messages.to_worker import EvaluateRound, SaveRound
 
 FACTOR = 20.0
 STEP_LEAST_S = 10.0

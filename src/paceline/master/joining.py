@@ -7,23 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.master import correcting, members
+from paceline.master.commands import Command, Enqueue, Record, Send, SetTimer, StartWorkers, StopWorkers
+from paceline.master.events import Late, Recruited
+from paceline.master.job import MAX_FAILED_JOINS, Job, Outcome
 from paceline.master.starting import SETUP_BOUND_S, built, greeted, mismatch, setup_of
-from paceline.master.states import (
-    MAX_FAILED_JOINS,
-    Command,
-    Enqueue,
-    Job,
-    Late,
-    Outcome,
-    Record,
-    Recruited,
-    Running,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-)
-from paceline.messages import FromWorker, Ready, WorkerFailed, WorkerHello
+from paceline.master.states import Running
+from paceline.messages.from_worker import FromWorker, Ready, WorkerFailed, WorkerHello
 
 JOIN_PAUSE_S = 600.0
 JOIN_PAUSE = f"the pause after {MAX_FAILED_JOINS} failed joins"

@@ -12,7 +12,8 @@ import structlog
 from paceline.master.cluster import Cluster, NodeLink
 from paceline.master.ports import Pair, estimates, next_pair
 from paceline.measured import Link
-from paceline.messages import LinkProbed, ListenForProbe, ProbeAnswer, ProbeLink, ProbeListening
+from paceline.messages.from_agent import LinkProbed, ProbeAnswer, ProbeListening
+from paceline.messages.to_agent import ListenForProbe, ProbeLink
 
 OLD_AFTER_S = 600.0
 FAILED_OLD_AFTER_S = 60.0  # an agent may have stood still for a moment

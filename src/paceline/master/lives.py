@@ -7,11 +7,15 @@ from typing import Any
 
 from paceline.errors import PacelineError
 from paceline.master import ends, machine, scripts
+from paceline.master.commands import Command
+from paceline.master.committed import Checkpoint
+from paceline.master.events import Event
+from paceline.master.job import Job
 from paceline.master.models import JobRow
 from paceline.master.profiles import plan_by
 from paceline.master.scriptends import end as end_script
 from paceline.master.scriptstates import Begun, ScriptJob, ScriptProgress, ScriptSaving, ScriptStarting
-from paceline.master.states import Checkpoint, Command, Event, Failed, Job, Planning, Running, Starting
+from paceline.master.states import Failed, Planning, Running, Starting
 from paceline.measured import Measured
 from paceline.plan import Node, Plan
 from paceline.planner.scripts import plan_script

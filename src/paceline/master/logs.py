@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from paceline.messages import LogLines
+from paceline.messages.from_agent import LogLines
 
 PAGE_BYTES = 256 * 1024
 SCHEMA = """

@@ -16,46 +16,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paceline.master import hangs, joining, members, probing, starting
+from paceline.master.commands import Command, Enqueue, Record, RollBack, Send, SetTimer, StopWorkers
+from paceline.master.committed import Checkpoint, Training
 from paceline.master.ends import end, recover, rejoin_queue, state_record
-from paceline.master.rounds import answered, settle, waiting_for
-from paceline.master.states import (
-    TERMINAL,
+from paceline.master.events import (
     Answer,
     AttemptEnded,
-    Cancelled,
     CancelRequested,
-    Checkpoint,
-    Command,
-    Enqueue,
     Event,
-    Failed,
-    Job,
     Late,
     Lost,
     NodeDraining,
-    Outcome,
     Planned,
-    Planning,
     Preempted,
     ProbeWanted,
-    Queued,
-    Record,
-    Recovering,
     Recruited,
     Refused,
-    RollBack,
-    Running,
     ScaleRequested,
-    Send,
-    SetTimer,
-    Starting,
-    StopWorkers,
     Tick,
-    Training,
     Unplaced,
-    Waiting,
 )
-from paceline.messages import GiveUp
+from paceline.master.job import Job, Outcome
+from paceline.master.orders import waiting_for
+from paceline.master.rounds import answered, settle
+from paceline.master.states import TERMINAL, Cancelled, Failed, Planning, Queued, Recovering, Running, Starting, Waiting
+from paceline.messages.to_worker import GiveUp
 from paceline.plan import Plan
 from paceline.spec import Submission
 
@@ -105,9 +90,9 @@ def step(job: Job, event: Event, now: float) -> Outcome:
             return rejoin_queue(job, reason)
         case Recruited() as recruited, Running() as running if job.wanted:
             return joining.recruit(job, running, recruited)
-        case ScaleRequested(workers), Running() as running if running.plan.mode == "sharded":
+        case ScaleRequested(workers), Running() as running if not running.plan.elastic:
             return _start_over(replace(job, wish=workers), f"it is to go on with {workers} workers", now)
-        case NodeDraining(node_id), Starting() | Running() as state if state.plan.mode == "sharded":
+        case NodeDraining(node_id), Starting() | Running() as state if not state.plan.elastic:
             there = [worker for worker in state.plan.workers if worker.node_id == node_id]
             return _start_over(job, f"node {there[0].node_name} is being given back", now) if there else (job, [])
         case ScaleRequested(workers), Running() as running:
@@ -134,9 +119,9 @@ def _lost(job: Job, state: Running, rank: int, reason: str, now: float) -> Outco
     if rank not in state.workers:
         return job, []
     placement, was_member = state.workers[rank].placement, rank in state.members
-    if state.plan.mode == "sharded":  # a part of the model is lost with it
-        return recover(job, f"{members.named(placement)} is lost: {reason}", now)
     text = f"{members.named(placement)} is lost: {reason}"
+    if not state.plan.elastic:  # a part of the model is lost with it
+        return recover(job, text, now)
     state = members.drop(state, rank, text)
     job = replace(job, state=state)
     record = Record("worker_lost", {"reason": text, "rank": rank, "node": placement.node_name})
@@ -148,7 +133,7 @@ def _lost(job: Job, state: Running, rank: int, reason: str, now: float) -> Outco
 
 
 def _start_over(job: Job, reason: str, now: float) -> Outcome:
-    """A sharded attempt can't change its workers: another goes on from the checkpoint. None of its workers failed."""
+    """Where an attempt can't change its workers, another goes on from the checkpoint. None of its workers failed."""
     return recover(replace(job, fruitless=job.fruitless - 1), reason, now)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from paceline.master.states import Command, Record, Running, StopWorkers, Training, Worker
-from paceline.messages import Beat, CheckRound, Group, Pace, SaveRound
+from paceline.master.commands import Command, Record, StopWorkers
+from paceline.master.committed import Training
+from paceline.master.states import Running, Worker
+from paceline.messages.from_worker import Beat, Pace
+from paceline.messages.to_worker import CheckRound, Group, SaveRound
 from paceline.plan import Placement
 from paceline.shares import Share, slowest, split_by_speed
 
@@ -174,7 +177,7 @@ def asked(state: Running) -> tuple[int, ...]:
     """Members that are to answer the present order."""
     if isinstance(state.order, CheckRound):
         return (state.order.checker,)
-    alone = isinstance(state.order, SaveRound) and state.plan.mode == "exact"
+    alone = isinstance(state.order, SaveRound) and state.order.group is None
     return state.members[:1] if alone else state.members
 
 

@@ -9,7 +9,8 @@ from statistics import fmean
 
 from paceline.errors import Unplaceable
 from paceline.master.correcting import course_of, is_fixed
-from paceline.master.states import Job, Running
+from paceline.master.job import Job
+from paceline.master.states import Running
 from paceline.plan import Node, Placement
 from paceline.planner.growth import one_more
 from paceline.planner.predict import Slot

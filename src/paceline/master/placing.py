@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from paceline.errors import Forbidden, Unplaceable
 from paceline.master.lives import AnyJob, AnySubmission, next_plan
 from paceline.master.scriptstates import ScriptJob
-from paceline.master.states import Running
 from paceline.measured import Measured
 from paceline.plan import Node, Plan
 from paceline.planner.queue import workers_left
@@ -41,7 +40,7 @@ def seconds_left(job: AnyJob, now: float, plan: Plan | None = None) -> float | N
     if isinstance(job, ScriptJob):
         return None
     stop, options, training = job.submission.options.stop, job.submission.options, job.training
-    trained_s = job.elapsed_s + (now - job.state.since if isinstance(job.state, Running) else 0.0)
+    trained_s = job.trained_s(now)
     seconds = time_bound(stop)
     bounds = [] if seconds is None else [seconds - trained_s]
     if training.step and training.train_samples:

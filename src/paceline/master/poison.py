@@ -13,9 +13,12 @@ from typing import Any
 
 from paceline.errors import NonFinite
 from paceline.master import members
+from paceline.master.commands import Command, Enqueue, Quarantine, Record, StopWorkers
 from paceline.master.ends import end, recover
-from paceline.master.states import Command, Enqueue, Failed, Job, Outcome, Quarantine, Record, Running, StopWorkers
-from paceline.messages import Checked, CheckRound, Evidence, Suspected
+from paceline.master.job import Job, Outcome
+from paceline.master.states import Failed, Running
+from paceline.messages.from_worker import Checked, Evidence, Suspected
+from paceline.messages.to_worker import CheckRound
 
 ROUNDING = 1e-3  # of the norm, between hardware classes
 

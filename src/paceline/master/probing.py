@@ -10,34 +10,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.errors import InvalidSpec, NotYetSupported, Unplaceable, UserCodeError
+from paceline.master.commands import Command, Enqueue, Learn, Record, Send, SetTimer, StartWorkers, StopWorkers
 from paceline.master.ends import end, state_record
+from paceline.master.events import Late, Planned, ProbeWanted
+from paceline.master.job import Job, Outcome
 from paceline.master.profiles import kind_of, with_memory
-from paceline.master.states import (
-    Command,
-    Enqueue,
-    Failed,
-    Job,
-    Late,
-    Learn,
-    Outcome,
-    Planned,
-    Planning,
-    ProbePlace,
-    ProbeWanted,
-    Queued,
-    Record,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-)
+from paceline.master.states import Failed, Planning, ProbePlace, Queued
 from paceline.measured import Measured, rough_bytes
-from paceline.messages import FromWorker, Probed, ProbeSetup, WorkerFailed, WorkerHello
+from paceline.messages.from_worker import FromWorker, Probed, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import ProbeSetup
 from paceline.plan import Node, Placement, Plan
 from paceline.planner.planner import plan_workers
 from paceline.planner.predict import WORKER_BASE_BYTES
 from paceline.planner.profiles import rough_seconds
-from paceline.planner.rooms import MASTER_BYTES
+from paceline.planner.rooms import kept_back
 from paceline.spec import Facts, Submission, TrainOptions
 
 PROBE = "probe"
@@ -88,7 +74,7 @@ def places_for_one(options: TrainOptions, facts: Facts, kind: str, nodes: Sequen
     for hardware_class in sorted({node.hardware_class for node in nodes}):
         alike = [node for node in nodes if node.hardware_class == hardware_class]
         try:
-            placement = plan_workers(alike, _workers(options, 1), facts).workers[0]
+            placement = plan_workers(alike, options.with_resources(workers=1), facts).workers[0]
         except Unplaceable:
             continue
         if placement.kind == kind:
@@ -120,19 +106,14 @@ def why_not(job: Job, places: Sequence[ProbePlace], nodes: Sequence[Node]) -> st
 
 def _fits(nodes: Sequence[Node], options: TrainOptions, facts: Facts, workers: int) -> bool:
     try:
-        plan_workers(nodes, _workers(options, workers), facts)
+        plan_workers(nodes, options.with_resources(workers=workers), facts)
     except Unplaceable:
         return False
     return True
 
 
-def _workers(options: TrainOptions, workers: int) -> TrainOptions:
-    return options.model_copy(update={"resources": options.resources.model_copy(update={"workers": workers})})
-
-
 def _memory(node: Node) -> int:
-    kept_back = MASTER_BYTES if node.is_master else 0
-    return max(0, node.free_memory - kept_back - WORKER_BASE_BYTES)
+    return max(0, node.free_memory - kept_back(node) - WORKER_BASE_BYTES)
 
 
 # ---- what comes of it ----

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from paceline.master.states import Job, Learn, Running, Worker
+from paceline.master.commands import Learn
+from paceline.master.job import Job
+from paceline.master.states import Running, Worker
 from paceline.measured import CellTime, Measured, Profile
 from paceline.plan import Node, Plan
 from paceline.planner.planner import plan_workers
@@ -81,7 +83,7 @@ def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOpti
     if not needs or options.sync == "sharded":
         return options
     memory = max(needs + WORKER_BASE_BYTES, options.resources.memory or 0)
-    return options.model_copy(update={"resources": options.resources.model_copy(update={"memory": memory})})
+    return options.with_resources(memory=memory)
 
 
 def too_large(profiles: Iterable[Profile]) -> int:

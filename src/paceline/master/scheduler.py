@@ -14,6 +14,8 @@ import structlog
 from paceline.errors import PacelineError, Unplaceable
 from paceline.master import probing
 from paceline.master.cluster import Cluster
+from paceline.master.events import Event, Planned, Preempted, ProbeWanted, Recruited, Refused, Unplaced
+from paceline.master.job import Job
 from paceline.master.knowledge import Knowledge
 from paceline.master.lives import AnyJob, present_plan
 from paceline.master.models import JobRow
@@ -21,20 +23,7 @@ from paceline.master.newcomers import next_worker
 from paceline.master.placing import planner_of, seconds_left
 from paceline.master.profiles import too_large, with_memory
 from paceline.master.scriptstates import Begun, ScriptEnding, ScriptJob, ScriptSaving
-from paceline.master.states import (
-    Event,
-    Job,
-    Planned,
-    Preempted,
-    ProbeWanted,
-    Queued,
-    Recovering,
-    Recruited,
-    Refused,
-    Running,
-    Unplaced,
-    Waiting,
-)
+from paceline.master.states import Queued, Recovering, Running, Waiting
 from paceline.plan import Node, Plan
 from paceline.plan import Waiting as QueuePlace
 from paceline.planner.planner import plan_or_wait

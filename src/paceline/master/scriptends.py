@@ -10,7 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.errors import JobFailed
+from paceline.master.commands import Command, Record, Send, SetTimer, StartWorkers, StopWorkers
+from paceline.master.delivery import KeptFolder, Output
 from paceline.master.ends import MAX_FRUITLESS_ATTEMPTS, state_record
+from paceline.master.events import Answer, Event, Late, Lost
 from paceline.master.members import named
 from paceline.master.scriptstates import (
     CANCELLED,
@@ -23,25 +26,9 @@ from paceline.master.scriptstates import (
     ScriptSaving,
     ScriptStarting,
 )
-from paceline.master.states import (
-    Answer,
-    Cancelled,
-    Command,
-    Event,
-    Failed,
-    KeptFolder,
-    Late,
-    Lost,
-    Output,
-    Record,
-    Recovering,
-    Send,
-    SetTimer,
-    StartWorkers,
-    StopWorkers,
-    Succeeded,
-)
-from paceline.messages import EndScript, OutputSaved, SaveOutput, ScriptEnded, WorkerFailed, WorkerHello
+from paceline.master.states import Cancelled, Failed, Recovering, Succeeded
+from paceline.messages.from_worker import OutputSaved, ScriptEnded, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import EndScript, SaveOutput
 from paceline.plan import Plan
 
 OUTPUT = "output"

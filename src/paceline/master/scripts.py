@@ -15,7 +15,21 @@ from typing import Any
 
 from paceline.errors import UserCodeError
 from paceline.master import torchrun
+from paceline.master.commands import Command, Enqueue, Record, Send, SetTimer
 from paceline.master.ends import state_record
+from paceline.master.events import (
+    Answer,
+    AttemptEnded,
+    CancelRequested,
+    Event,
+    Late,
+    Lost,
+    NodeDraining,
+    Planned,
+    Preempted,
+    Tick,
+    Unplaced,
+)
 from paceline.master.members import named
 from paceline.master.scriptends import ask_to_end, cancel, conclude, ending, lost, recover, save, saving, wrote
 from paceline.master.scriptstates import (
@@ -30,44 +44,21 @@ from paceline.master.scriptstates import (
     ScriptSaving,
     ScriptStarting,
 )
-from paceline.master.states import (
-    TERMINAL,
-    Answer,
-    AttemptEnded,
-    CancelRequested,
-    Command,
-    Enqueue,
-    Event,
-    Late,
-    Lost,
-    NodeDraining,
-    Planned,
-    Preempted,
-    Queued,
-    Record,
-    Recovering,
-    Send,
-    SetTimer,
-    StartWorkers,
-    Tick,
-    Unplaced,
-    Waiting,
-)
-from paceline.messages import (
+from paceline.master.starting import SETUP, gang_start
+from paceline.master.states import TERMINAL, Queued, Recovering, Waiting
+from paceline.messages.from_worker import (
     Beat,
     FromWorker,
     Reported,
-    RunScript,
     ScriptEnded,
     ScriptReady,
-    ScriptSetup,
     WorkerFailed,
     WorkerHello,
 )
+from paceline.messages.to_worker import RunScript, ScriptSetup
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission
 
-SETUP = "setup"
 SETUP_BOUND_S = 1800.0  # requirements are installed in it
 FAILURES = "failures"
 FAILURES_GRACE_S = 1.0  # who failed first may be heard last
@@ -123,14 +114,8 @@ def step(job: ScriptJob, event: Event, now: float) -> ScriptOutcome:
 
 
 def _start(job: ScriptJob, plan: Plan) -> ScriptOutcome:
-    attempt = job.attempt + 1
-    job = replace(job, attempt=attempt, fruitless=job.fruitless + 1, state=ScriptStarting(plan))
-    return job, [
-        Record("planned", {"attempt": attempt, "summary": plan.summary}),
-        state_record(job),
-        StartWorkers(attempt, plan.workers),
-        SetTimer(SETUP_BOUND_S, Late(attempt, SETUP)),
-    ]
+    job = replace(job, attempt=job.attempt + 1, fruitless=job.fruitless + 1, state=ScriptStarting(plan))
+    return job, gang_start(job, plan, SETUP_BOUND_S)
 
 
 def _set_up(job: ScriptJob, state: ScriptStarting, rank: int, message: FromWorker, now: float) -> ScriptOutcome:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from paceline.master.states import Cancelled, Command, Failed, Queued, Recovering, Succeeded, Waiting
-from paceline.messages import OutputSaved, ScriptEnded
+from paceline.master.commands import Command
+from paceline.master.states import Cancelled, Failed, Queued, Recovering, Succeeded, Waiting
+from paceline.messages.from_worker import OutputSaved, ScriptEnded
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission
 
@@ -128,7 +129,7 @@ ScriptState = (
 
 @dataclass(frozen=True)
 class ScriptJob:
-    """attempt, fruitless, elapsed_s: as of `states.Job`. training: what the store keeps of its progress.
+    """attempt, fruitless, elapsed_s: as of `job.Job`. training: what the store keeps of its progress.
 
     ran: the plan of the last attempt in which the script ran: what it wrote is on these nodes. over: how the job ends
     once that attempt's workers are gone, and what they wrote is fetched.

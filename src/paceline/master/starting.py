@@ -7,26 +7,16 @@ from dataclasses import replace
 
 from paceline.errors import DataMismatch
 from paceline.master import members
+from paceline.master.commands import Command, Record, Send, SetTimer, StartWorkers
+from paceline.master.committed import Checkpoint
 from paceline.master.ends import end, fall_back, state_record
-from paceline.master.rounds import advance
+from paceline.master.events import Late, Planned, Tick
+from paceline.master.job import Job, Live, Outcome
+from paceline.master.orders import advance
 from paceline.master.shown import Shown
-from paceline.master.states import (
-    Checkpoint,
-    Failed,
-    Job,
-    Late,
-    Outcome,
-    Planned,
-    Record,
-    Running,
-    Send,
-    SetTimer,
-    Starting,
-    StartWorkers,
-    Tick,
-    Worker,
-)
-from paceline.messages import FromWorker, Group, Ready, Setup, Unloadable, WorkerFailed, WorkerHello
+from paceline.master.states import Failed, Running, Starting, Worker
+from paceline.messages.from_worker import FromWorker, Ready, Unloadable, WorkerFailed, WorkerHello
+from paceline.messages.to_worker import Group, Setup
 from paceline.plan import Placement, Plan
 
 SETUP_BOUND_S = 900.0
@@ -38,22 +28,27 @@ Building = Mapping[int, tuple[Placement, str]]
 
 def start(job: Job, planned: Planned) -> Outcome:
     """The next attempt, as it was planned."""
-    attempt, plan = job.attempt + 1, planned.plan
+    plan = planned.plan
     building = {placement.rank: (placement, "") for placement in plan.workers}
     job = replace(
         job,
-        attempt=attempt,
+        attempt=job.attempt + 1,
         fruitless=job.fruitless + 1,
         hardware_class=job.hardware_class or plan.hardware_class,
         nodes={node.id: node for node in planned.nodes},
         known=planned.known,
         state=Starting(plan, building),
     )
-    return job, [
-        Record("planned", {"attempt": attempt, "summary": plan.summary}),
+    return job, gang_start(job, plan, SETUP_BOUND_S)
+
+
+def gang_start(job: Live, plan: Plan, bound_s: float) -> list[Command]:
+    """What begins an attempt of a job of any kind: all of its workers at once, each to be ready within the bound."""
+    return [
+        Record("planned", {"attempt": job.attempt, "summary": plan.summary}),
         state_record(job),
-        StartWorkers(attempt, plan.workers),
-        SetTimer(SETUP_BOUND_S, Late(attempt, SETUP)),
+        StartWorkers(job.attempt, plan.workers),
+        SetTimer(bound_s, Late(job.attempt, SETUP)),
     ]
 
 
@@ -138,7 +133,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         leaving=frozenset(r for r, worker in state.workers.items() if worker.placement.node_id in state.draining),
     )
     running = members.form(running, job.id, job.attempt, ranks)
-    if job.wish is not None and state.plan.mode == "exact":  # only members are there: nobody has to be stopped
+    if job.wish is not None and state.plan.elastic:  # only members are there: nobody has to be stopped
         running, _ = members.resize(running, job.wish)
     training = job.training.model_copy(update={"train_samples": ready.train_samples})
     job = replace(job, training=training, state=running)

@@ -12,9 +12,11 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
+from paceline.master.commands import Commit, Learn, Record, RollBack
+from paceline.master.job import Job
 from paceline.master.models import CommitRow, EventRow, JobRow, ProfileRow, TokenRow
 from paceline.master.scriptstates import ScriptJob
-from paceline.master.states import TERMINAL, Cancelled, Commit, Failed, Job, Learn, Record, RollBack, Succeeded
+from paceline.master.states import TERMINAL, Cancelled, Failed, Succeeded
 from paceline.measured import Profile
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from paceline.explain import size
 from paceline.plan import Node
-from paceline.planner.rooms import MASTER_BYTES
+from paceline.planner.rooms import kept_back
 
 GENERATIONS = 2  # the last copies stay until the next ones are whole
 
@@ -38,7 +38,7 @@ def lacking(nodes: Sequence[Node], memory: int, copies: int) -> str:
     """
     workers = Counter(node.id for node in nodes)
     for node in sorted({node.id: node for node in nodes}.values(), key=lambda node: node.name):
-        wanted, spare = workers[node.id] * copies, node.free_memory - (MASTER_BYTES if node.is_master else 0)
+        wanted, spare = workers[node.id] * copies, node.free_memory - kept_back(node)
         spare -= workers[node.id] * memory
         if wanted > spare:
             return f"they take {size(wanted)} on {node.name}, which has {size(max(0, spare))} to spare"

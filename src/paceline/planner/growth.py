@@ -44,8 +44,7 @@ def one_more(
     Raises Unplaceable where there is none or, unless a number of workers was asked for, where it would not help.
     """
     kind = plan.workers[0].kind
-    asked = options.resources.model_copy(update={"device": kind, "workers": None})
-    work = Workload(options.model_copy(update={"resources": asked}), facts, known)
+    work = Workload(options.with_resources(device=kind, workers=None), facts, known)
     by_id = {node.id: node for node in nodes}
     present = [Slot(by_id[worker.node_id], worker.device) for worker in plan.workers if worker.node_id in by_id]
     alike = [node for node in nodes if node.hardware_class == plan.hardware_class or not options.reproducible]

@@ -81,8 +81,8 @@ def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
     alike: dict[tuple[object, ...], list[Node]] = {}
     for node in sorted(nodes, key=attrgetter("id")):
         need = memory.of(node)
-        kept_back = MASTER_BYTES if node.is_master else 0
-        whole, free = max(0, node.memory - kept_back), max(0, node.free_memory - kept_back)
+        kept = kept_back(node)
+        whole, free = max(0, node.memory - kept), max(0, node.free_memory - kept)
         key = (
             _PLAIN(node),
             allowed is None or node.name in allowed,
@@ -157,12 +157,16 @@ def excluded(node: Node, options: TrainOptions) -> str:
     return "is being given back" if node.draining else ""
 
 
+def kept_back(node: Node) -> int:
+    """Bytes of the node's memory that the master needs itself."""
+    return MASTER_BYTES if node.is_master else 0
+
+
 def fitting(nodes: Sequence[Node], options: TrainOptions, kind: str, need: int, now: bool) -> int:
     """Workers of so many bytes that fit on each of the nodes, now or when no job runs."""
     node = nodes[0]
     reserved = 1 if node.is_master and node.cores >= MASTER_CORES_FROM else 0
-    kept_back = MASTER_BYTES if node.is_master else 0
-    memory: int = min(map(attrgetter("free_memory" if now else "memory"), nodes)) - kept_back
+    memory: int = min(map(attrgetter("free_memory" if now else "memory"), nodes)) - kept_back(node)
     cores = (node.free_cores if now else node.cores) - reserved
     most = min(cores // options.threads, memory // need)
     if kind != "cpu":

@@ -18,7 +18,7 @@ from paceline.planner.choose import allowed
 from paceline.planner.copies import copy_bytes, lacking
 from paceline.planner.predict import WORKER_BASE_BYTES, Slot, worker_bytes
 from paceline.planner.profiles import Workload, costs
-from paceline.planner.rooms import MASTER_BYTES, excluded, fitting, when_idle
+from paceline.planner.rooms import excluded, fitting, kept_back, when_idle
 from paceline.planner.sharded_times import over_limits, predict_sharded
 from paceline.shares import split_evenly
 from paceline.spec import Facts, Keep, Submission, TrainOptions
@@ -74,8 +74,7 @@ def decided(
 
 
 def _fits_whole(work: Workload, node: Node) -> bool:
-    kept_back = MASTER_BYTES if node.is_master else 0
-    return node.memory - kept_back >= worker_bytes(work, costs(work, node, "cpu"), workers=1)
+    return node.memory - kept_back(node) >= worker_bytes(work, costs(work, node, "cpu"), workers=1)
 
 
 def plan_sharded(
@@ -146,8 +145,7 @@ def _on_one_kind(nodes: Sequence[Node], options: TrainOptions) -> TrainOptions:
     if options.resources.device != "auto":
         return options
     found = any(d.kind == "cuda" for node in nodes if not excluded(node, options) for d in node.devices)
-    resources = options.resources.model_copy(update={"device": "cuda" if found else "cpu"})
-    return options.model_copy(update={"resources": resources})
+    return options.with_resources(device="cuda" if found else "cpu")
 
 
 def _counts(nodes: Sequence[Node], options: TrainOptions, asked: int | None) -> Sequence[int]:

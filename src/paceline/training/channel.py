@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from paceline.messages import MAX_MESSAGE_BYTES, EndScript, GiveUp, Message, ToWorker, to_worker
+from paceline.messages.message import MAX_MESSAGE_BYTES, Message
+from paceline.messages.to_worker import EndScript, GiveUp, ToWorker, to_worker
 from paceline.tls import trusting
 
 

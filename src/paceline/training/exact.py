@@ -10,7 +10,7 @@ import torch
 
 from paceline.errors import NonFinite
 from paceline.grid import scaled_share
-from paceline.messages import Evidence
+from paceline.messages.from_worker import Evidence
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.data import to_device
 from paceline.training.diagnose import diagnose

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from paceline.messages import Group
+from paceline.messages.to_worker import Group
 from paceline.training.monitor import Monitor
 from paceline.training.reduction import root_sum
 from paceline.tree import Block, blocks

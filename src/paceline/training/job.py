@@ -12,24 +12,19 @@ import torch
 import torch.distributed as dist
 
 from paceline.errors import ProtocolError
-from paceline.messages import (
+from paceline.messages.from_worker import (
     Checked,
-    CheckRound,
     Evaluated,
-    EvaluateRound,
-    Group,
-    Message,
     Pace,
     PeerLost,
     Progressed,
     Ready,
     Saved,
-    SaveRound,
-    Setup,
     Suspected,
     Trained,
-    TrainRound,
 )
+from paceline.messages.message import Message
+from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, Setup, TrainRound
 from paceline.shards.data import Place
 from paceline.shares import Share
 from paceline.training.data import CellRequest, fingerprint

@@ -12,18 +12,9 @@ import torch
 
 from paceline.errors import Corrupt, NotFound
 from paceline.grid import Grid
-from paceline.messages import (
-    Checked,
-    CheckpointRef,
-    CheckRound,
-    EvaluateRound,
-    Group,
-    Message,
-    Saved,
-    SaveRound,
-    Setup,
-    TrainRound,
-)
+from paceline.messages.from_worker import Checked, Saved
+from paceline.messages.message import CheckpointRef, Message
+from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, Setup, TrainRound
 from paceline.training.data import Source
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache

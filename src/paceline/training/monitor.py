@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.messages import Beat, Pace
+from paceline.messages.from_worker import Beat, Pace
 
 STACK_FRAMES = 6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paceline.archive import pack_folder
-from paceline.messages import OutputSaved
+from paceline.messages.from_worker import OutputSaved
 from paceline.training.channel import WorkerEnv
 from paceline.transfer import BlobStore
 

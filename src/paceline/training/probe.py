@@ -19,7 +19,8 @@ import torch
 from paceline.errors import Unplaceable
 from paceline.grid import Grid
 from paceline.measured import CellTime, Profile, rough_bytes
-from paceline.messages import Group, Probed, ProbeSetup
+from paceline.messages.from_worker import Probed
+from paceline.messages.to_worker import Group, ProbeSetup
 from paceline.shards.data import Place
 from paceline.spec import Keep
 from paceline.training.batchnorm import BatchNormPool

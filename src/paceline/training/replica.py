@@ -8,18 +8,9 @@ from typing import Any
 
 from paceline.digest import model_digest
 from paceline.errors import NonFinite, PacelineError
-from paceline.messages import (
-    Checked,
-    CheckpointRef,
-    CheckpointWritten,
-    CheckRound,
-    EvaluateRound,
-    Group,
-    Saved,
-    SaveRound,
-    TrainRound,
-    Warned,
-)
+from paceline.messages.from_worker import Checked, CheckpointWritten, Saved, Warned
+from paceline.messages.message import CheckpointRef
+from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, TrainRound
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.checkpoint import (
     Snapshot,

@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from paceline.messages import Evidence
+from paceline.messages.from_worker import Evidence
 from paceline.training.gradients import Gradients
 from paceline.tree import Block
 

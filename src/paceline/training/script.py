@@ -21,7 +21,9 @@ from typing import Any
 import torch.distributed as dist
 
 from paceline.archive import unpack_folder
-from paceline.messages import Message, Returned, RunScript, ScriptEnded, ScriptReady
+from paceline.messages.from_worker import Returned, ScriptEnded, ScriptReady
+from paceline.messages.message import Message
+from paceline.messages.to_worker import RunScript
 from paceline.reports import REPORTS_FILE
 from paceline.script import ScriptSubmission
 from paceline.training.call import CallFiles

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.messages import Message, Reported
+from paceline.messages.from_worker import Reported
+from paceline.messages.message import Message
 from paceline.reports import ReportReader
 from paceline.training.activity import Activity, processor_s
 from paceline.training.channel import MasterGone

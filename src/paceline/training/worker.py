@@ -14,26 +14,21 @@ import httpx
 import psutil
 
 from paceline.errors import PacelineError, ProtocolError
-from paceline.messages import (
+from paceline.messages.from_worker import Probed, Ready, ScriptReady, Unloadable, WorkerFailed, WorkerHello
+from paceline.messages.message import Message
+from paceline.messages.to_worker import (
     CheckRound,
     EndScript,
     EvaluateRound,
     GiveUp,
-    Message,
-    Probed,
     ProbeSetup,
-    Ready,
     RunScript,
     SaveOutput,
     SaveRound,
-    ScriptReady,
     ScriptSetup,
     Setup,
     ToWorker,
     TrainRound,
-    Unloadable,
-    WorkerFailed,
-    WorkerHello,
 )
 from paceline.tls import trusting
 from paceline.training.channel import Channel, MasterGone, WorkerEnv

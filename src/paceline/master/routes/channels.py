@@ -14,23 +14,22 @@ from paceline import versions
 from paceline.errors import PacelineError
 from paceline.master.cluster import SendMessage
 from paceline.master.context import Master, bearer, caller_of
-from paceline.messages import (
+from paceline.messages.from_agent import (
     AgentHello,
     Calibrated,
     FromAgent,
     LinkProbed,
     Load,
     LogLines,
-    Message,
     ProbeFailed,
     ProbeListening,
-    Refused,
-    Welcome,
     WorkerExited,
     WorkerStarted,
     from_agent,
-    from_worker,
 )
+from paceline.messages.from_worker import from_worker
+from paceline.messages.message import Message
+from paceline.messages.to_agent import Refused, Welcome
 
 FORBIDDEN = 4403
 AGENT_SILENT_BOUND_S = 15.0  # it reports its load every two seconds; TCP notices a pulled cable after many minutes

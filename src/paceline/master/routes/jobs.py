@@ -17,12 +17,12 @@ from paceline import versions
 from paceline.errors import Conflict, Expired, InvalidSpec
 from paceline.master import ledger
 from paceline.master.context import Caller, Master, The, TheCaller, TheJob, allow
+from paceline.master.events import CancelRequested, ScaleRequested
 from paceline.master.feed import FeedEvent
 from paceline.master.lives import is_script, submission_of
 from paceline.master.models import JobRow
 from paceline.master.retention import expires_at
-from paceline.master.states import CancelRequested, ScaleRequested
-from paceline.messages import ModelFile
+from paceline.messages.from_worker import ModelFile
 from paceline.plan import Plan
 from paceline.script import ScriptOptions, ScriptSubmission
 from paceline.spec import Submission, TrainOptions

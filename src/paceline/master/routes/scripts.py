@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from paceline import versions
 from paceline.errors import Conflict, Expired
 from paceline.master.context import Master, The, TheCaller, TheJob, allow
+from paceline.master.delivery import KeptFolder
 from paceline.master.retention import expires_at
 from paceline.master.routes.jobs import JobView, check_blobs, view
-from paceline.master.states import KeptFolder
-from paceline.messages import Returned
+from paceline.messages.from_worker import Returned
 from paceline.plan import Plan
 from paceline.planner.scripts import plan_script
 from paceline.script import ScriptSubmission

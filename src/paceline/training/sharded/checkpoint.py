@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from paceline.errors import InvalidSpec, PacelineError
-from paceline.messages import CheckpointRef, CheckpointWritten, Warned
+from paceline.messages.from_worker import CheckpointWritten, Warned
+from paceline.messages.message import CheckpointRef
 from paceline.training.checkpoint import tensors_only
 from paceline.training.group import LostPeer
 from paceline.training.mode import Around, damage_of

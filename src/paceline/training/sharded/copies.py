@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from paceline.errors import PacelineError
-from paceline.messages import Copied, CopyOrder
+from paceline.messages.from_worker import Copied
+from paceline.messages.to_worker import CopyOrder
 from paceline.training.group import LostPeer
 from paceline.training.mode import Around, DamagedCheckpoint
 from paceline.training.sharded.checkpoint import METADATA, ShardedState, load_into

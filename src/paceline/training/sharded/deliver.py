@@ -17,7 +17,7 @@ import torch
 
 from paceline.digest import digest_line
 from paceline.errors import NonFinite
-from paceline.messages import ModelFile, Saved
+from paceline.messages.from_worker import ModelFile, Saved
 from paceline.training.mode import Around
 from paceline.training.sharded.group import ShardGroup
 

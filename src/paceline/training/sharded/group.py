@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from paceline.messages import Group
+from paceline.messages.to_worker import Group
 from paceline.training.group import CONNECT_BOUND_S, EXCHANGE_BOUND_S, LostPeer
 from paceline.training.monitor import Monitor
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from paceline.errors import ProtocolError
-from paceline.messages import Checked, CheckRound, EvaluateRound, Group, Saved, SaveRound, TrainRound
+from paceline.messages.from_worker import Checked, Saved
+from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, TrainRound
 from paceline.plan import Sharding
 from paceline.training.batchnorm import BatchNormPool
 from paceline.training.data import Source
