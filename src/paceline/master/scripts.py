@@ -63,6 +63,7 @@ SETUP_BOUND_S = 1800.0  # requirements are installed in it
 FAILURES = "failures"
 FAILURES_GRACE_S = 1.0  # who failed first may be heard last
 TICK_S = 1.0
+SEEN_WITHIN_S = 8.0  # progress is seen by its worker in windows of five seconds, and told with the next beat
 NAMED_RANKS = 8
 
 
@@ -196,7 +197,7 @@ def _look(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
     bound = job.submission.options.hang_timeout
     overslept = max(0.0, now - state.looked_at - 2 * TICK_S)  # this master did: its disk was full, or it was stopped
     state = replace(state, looked_at=now, moved_at=min(now, state.moved_at + overslept))
-    if bound is None or not state.live or now - state.moved_at <= bound:
+    if bound is None or not state.live or now - state.moved_at <= bound + SEEN_WITHIN_S:
         return replace(job, state=state), [SetTimer(TICK_S, Tick(job.attempt))]
     names = [named(state.plan.workers[rank]) for rank in state.live]
     told = ", ".join(names[:NAMED_RANKS]) + (f" and {len(names) - NAMED_RANKS} more" if names[NAMED_RANKS:] else "")
