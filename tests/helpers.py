@@ -1,4 +1,4 @@
-"""What several tests need: masters with given settings, and bounded waits."""
+"""What several tests need: masters with given settings, bounded waits, and whether a process has ended."""
 
 from __future__ import annotations
 
@@ -7,17 +7,34 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 import paceline as pl
 from paceline.client.embedded import EmbeddedMaster, start_master
 from paceline.settings import MasterSettings
 
 
-def wait_until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
+def wait_until(holds: Callable[[], bool], within_s: float = 120.0) -> None:
     """Poll until it holds; fail the test where it never does."""
     deadline = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline, f"not within {within_s} s"
         time.sleep(0.02)
+
+
+def ended(pid: int) -> bool:
+    """Whether the process is gone, or only waits for its parent to notice."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def steps_of_the_last_attempt(job: pl.Job) -> list[int]:
+    """After which steps it had committed something, in its order."""
+    events = job.events_so_far()
+    planned = max(at for at, event in enumerate(events) if event.kind == "planned")
+    return [event.data["step"] for event in events[planned:] if event.kind == "progress"]
 
 
 def whole_log(job: pl.Job) -> str:

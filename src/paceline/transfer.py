@@ -133,7 +133,7 @@ class BlobStore:
                 return
             raise_for(response)
             with part.open("ab" if response.status_code == 206 else "wb") as file:
-                for chunk in response.iter_bytes(CHUNK_BYTES):
+                for chunk in response.iter_bytes():  # as they come: what is gathered first is lost with the connection
                     file.write(chunk)
 
     def _failed(self, failures: int, error: httpx.TransportError) -> int:

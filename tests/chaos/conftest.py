@@ -11,7 +11,6 @@ import paceline as pl
 from paceline.testing.faults import Fault, FaultPlan
 from paceline.testing.sabotage import Sabotage
 
-from helpers import running_master, wait_until
 from points import EPOCHS, job_of
 
 RESULT_BOUND_S = 150.0
@@ -33,11 +32,9 @@ def count_faults(request: pytest.FixtureRequest) -> Callable[[int], None]:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
-    """A client of a master with two nodes on the local engine; whatever dies there is nobody else's."""
-    with running_master(tmp_path_factory.mktemp("chaos"), agents=2, cores=5) as client:
-        wait_until(lambda: len(client.nodes()) == 2)
-        yield client
+def cluster(local_cluster: pl.Client) -> pl.Client:
+    """Two nodes; a test leaves both of them there."""
+    return local_cluster
 
 
 @pytest.fixture(scope="session")

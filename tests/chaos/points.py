@@ -6,7 +6,6 @@ a worker to be replaced, and little of the machine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,31 +17,14 @@ import torch
 import paceline as pl
 from paceline.testing.sabotage import Sabotage
 
-from workloads import accuracy, digits
+from workloads import Rested, accuracy, digits
 
-REST_S = 0.001
 EPOCHS = 5
 
 
 def slow(*values: object) -> list[object]:
     """Parameters for the long suite only."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
-
-
-class Rested(torch.nn.Module):
-    """Batch-norm and dropout over a digit's pixels. rest_s: changes how long a job takes, and nothing else."""
-
-    def __init__(self, rest_s: float = REST_S) -> None:
-        super().__init__()
-        self.rest_s = rest_s
-        self.first = torch.nn.Linear(64, 32)
-        self.norm = torch.nn.BatchNorm1d(32)
-        self.dropout = torch.nn.Dropout(0.1)
-        self.last = torch.nn.Linear(32, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.rest_s)
-        return self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
 
 
 class Pixels(torch.utils.data.Dataset):
@@ -60,11 +42,11 @@ class Pixels(torch.utils.data.Dataset):
         return torch.from_numpy(self.x[index]), int(self.y[index])
 
 
-def built(point: str, fault: Sabotage) -> torch.nn.Module:
-    """The model with a fault at a point of its life."""
+def built(point: str, fault: Sabotage, **rested: Any) -> torch.nn.Module:
+    """A `Rested` model with a fault at a point of its life."""
     if point == "build":
         fault()
-    model = Rested()
+    model = Rested(**rested)
     {
         "build": lambda: None,
         "forward": lambda: model.register_forward_pre_hook(fault),
@@ -87,18 +69,19 @@ def unchanged(sample: Any) -> Any:
     return sample
 
 
-def at(point: str, fault: Sabotage) -> dict[str, Any]:
-    """The job's changes that put the fault at the point."""
+def at(point: str, fault: Sabotage, **rested: Any) -> dict[str, Any]:
+    """The job's changes that put the fault at the point. rested: fields of the `Rested` model."""
+    model = partial(Rested, **rested)
     match point:
         case "read":
-            return {"train_data": Pixels(*digits()[0], fault)}
+            return {"model": model, "train_data": Pixels(*digits()[0], fault)}
         case "augment":
-            return {"train_data": Pixels(*digits()[0]), "augment": fault.before(unchanged)}
+            return {"model": model, "train_data": Pixels(*digits()[0]), "augment": fault.before(unchanged)}
         case "update" | "updated":
-            return {"optimizer": partial(optimized, point, fault)}
+            return {"model": model, "optimizer": partial(optimized, point, fault)}
         case "metric":
-            return {"metrics": {"accuracy": fault.before(accuracy)}}
-    return {"model": partial(built, point, fault)}
+            return {"model": model, "metrics": {"accuracy": fault.before(accuracy)}}
+    return {"model": partial(built, point, fault, **rested)}
 
 
 def job_of(workers: int, **changes: Any) -> pl.TrainSpec:

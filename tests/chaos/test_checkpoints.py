@@ -18,15 +18,15 @@ import torch
 import paceline as pl
 
 from helpers import running_master, wait_until
-from workloads import Cnn, spec
+from workloads import Rested, spec
 
 LONG: dict[str, Any] = {
-    "model": partial(Cnn, 16),
-    "stop": pl.MaxEpochs(8),
+    "model": Rested,
+    "stop": pl.MaxEpochs(6),
     "batch_size": 48,
     "eval_every": 13,
     "keep": "best:val_loss:max",  # what is "best" so is found early, and must outlive every loss
-    "checkpoint_every": 25,
+    "checkpoint_every": 10,
     "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
 }
 
@@ -85,9 +85,9 @@ def end_all_workers(job: pl.Job, after: Callable[[], None]) -> None:
     ],
 )
 def test_a_damaged_checkpoint_costs_steps_and_neither_the_model_nor_the_ledger(
-    master: pl.Client, folder: Path, reference: pl.Result, damage: Callable[[Path], None], damaged: int
+    master: pl.Client, folder: Path, reference: pl.Result, held: Path, damage: Callable[[Path], None], damaged: int
 ) -> None:
-    job = master.submit(spec(workers=2, **LONG))
+    job = master.submit(spec(workers=2, **{**LONG, "model": partial(Rested, held_by=str(held))}))
     wait_until(lambda: [event.kind for event in job.events_so_far()].count("checkpoint") >= 3)
     found: list[tuple[int, Path]] = []
 
@@ -97,6 +97,7 @@ def test_a_damaged_checkpoint_costs_steps_and_neither_the_model_nor_the_ledger(
             damage(file)
 
     end_all_workers(job, rot)
+    held.unlink()
     result = job.result(timeout=200)
     assert len(found) == 2
     lost = [event.data for event in job.events() if event.kind == "checkpoint_lost"]
@@ -109,13 +110,14 @@ def test_a_damaged_checkpoint_costs_steps_and_neither_the_model_nor_the_ledger(
 
 @pytest.mark.slow
 def test_the_best_model_rides_in_the_checkpoint_that_is_resumed(
-    master: pl.Client, folder: Path, reference: pl.Result
+    master: pl.Client, folder: Path, reference: pl.Result, held: Path
 ) -> None:
     """It was found before the checkpoint that the last attempt starts from, and is delivered all the same."""
     assert reference.step < reference.history[-1]["step"] / 2
-    job = master.submit(spec(workers=1, **LONG))
+    job = master.submit(spec(workers=1, **{**LONG, "model": partial(Rested, held_by=str(held))}))
     wait_until(lambda: any(step > reference.step for step, _ in checkpoints(folder, job)))
     os.kill(job.workers()[0]["pid"], signal.SIGKILL)
+    held.unlink()
     result = job.result(timeout=200)
     assert job.info()["attempt"] == 2
     assert (result.step, result.digest) == (reference.step, reference.digest)

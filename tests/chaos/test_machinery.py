@@ -16,18 +16,11 @@ from paceline.client.embedded import start_master
 from paceline.settings import MasterSettings
 from paceline.testing.faults import Fault, FaultPlan
 
-from helpers import wait_until
+from helpers import ended, wait_until
 from points import job_of, slow
 
 EndsWell = Callable[[pl.Job], pl.Result]
 Inflict = Callable[[FaultPlan, pl.Job], list[Fault]]
-
-
-def ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def pids_of(job: pl.Job) -> list[int]:

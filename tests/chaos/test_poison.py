@@ -16,8 +16,8 @@ from paceline.grid import Grid
 from paceline.testing.sabotage import Sabotage, Sabotaged
 
 from helpers import running_master, wait_until
-from points import EPOCHS, Rested, job_of
-from workloads import digits, spec
+from points import EPOCHS, job_of
+from workloads import Rested, digits, spec
 
 TOP_EXPONENT_BIT = 1 << 30
 

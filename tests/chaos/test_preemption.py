@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import paceline as pl
 from paceline.testing.sabotage import Sabotage
 
 from helpers import running_master, wait_until
-from points import Rested, job_of, slow
+from points import job_of, slow
+from workloads import Rested
 
 MS = 0.001
 EndsWell = Callable[[pl.Job], pl.Result]
@@ -26,11 +28,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
         yield client
 
 
-def at_copies(fault: Sabotage | None = None) -> Callable[[], torch.nn.Module]:
-    """Builds a slower model, with a fault where its state is copied: for the first checkpoint, that is."""
+def at_copies(held: Path, fault: Sabotage | None = None) -> Callable[[], torch.nn.Module]:
+    """Builds a held model, with a fault where its state is copied: for the first checkpoint, that is."""
 
     def build() -> torch.nn.Module:
-        model = Rested(rest_s=0.005)
+        model = Rested(held_by=str(held))
         if fault is not None:
             model.register_state_dict_pre_hook(fault)
         return model
@@ -38,10 +40,12 @@ def at_copies(fault: Sabotage | None = None) -> Callable[[], torch.nn.Module]:
     return build
 
 
-def preempted_by_another(client: pl.Client, low: pl.Job, ends_well: EndsWell) -> pl.Job:
+def preempted_by_another(client: pl.Client, low: pl.Job, held: Path, ends_well: EndsWell) -> pl.Job:
     """Let the job train, submit one of higher priority, and wait until both have ended well; the other."""
     wait_until(lambda: low.info()["step"] >= 5)
     high = client.submit(job_of(2, priority=5))
+    wait_until(lambda: "preempted" in [event.kind for event in low.events_so_far()])
+    held.unlink()
     ends_well(high)
     ends_well(low)
     (event,) = [event for event in low.events_so_far() if event.kind == "preempted"]
@@ -57,10 +61,10 @@ def ended_at(job: pl.Job) -> float:
 
 @pytest.mark.parametrize("workers", [2, *slow(1)])
 def test_a_preempted_job_goes_on_from_its_last_commit_to_the_same_digest(
-    small: pl.Client, ends_well: EndsWell, workers: int
+    small: pl.Client, ends_well: EndsWell, held: Path, workers: int
 ) -> None:
-    low = small.submit(job_of(workers, model=at_copies(), keep="last", checkpoint_every=10_000))
-    preempted_by_another(small, low, ends_well)
+    low = small.submit(job_of(workers, model=at_copies(held), keep="last", checkpoint_every=10_000))
+    preempted_by_another(small, low, held, ends_well)
     (checkpoint,) = [event.data["step"] for event in low.events_so_far() if event.kind == "checkpoint"]
     kinds = [(event.kind, event.data) for event in low.events_so_far() if event.kind in ("progress", "state")]
     until = next(i for i, (_, data) in enumerate(kinds) if data.get("state") == "WAITING")
@@ -72,9 +76,9 @@ def test_a_preempted_job_goes_on_from_its_last_commit_to_the_same_digest(
 @pytest.mark.parametrize("workers", [2, *slow(1)])
 @pytest.mark.parametrize("delay_ms", slow(0, 1, 3, 10))
 def test_a_kill_while_a_preempted_job_writes_its_checkpoint(
-    small: pl.Client, ends_well: EndsWell, sabotage: Sabotages, workers: int, delay_ms: float
+    small: pl.Client, ends_well: EndsWell, sabotage: Sabotages, held: Path, workers: int, delay_ms: float
 ) -> None:
     fault = sabotage(delay_s=delay_ms * MS)
-    low = small.submit(job_of(workers, model=at_copies(fault), keep="last", checkpoint_every=10_000))
-    preempted_by_another(small, low, ends_well)
+    low = small.submit(job_of(workers, model=at_copies(held, fault), keep="last", checkpoint_every=10_000))
+    preempted_by_another(small, low, held, ends_well)
     assert fault.struck() == 1

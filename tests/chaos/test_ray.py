@@ -11,9 +11,10 @@ import paceline as pl
 from paceline.testing.faults import Fault, FaultPlan
 
 from helpers import running_master, wait_until
-from points import Rested, job_of, slow
+from points import job_of
+from workloads import Rested
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 EndsWell = Callable[[pl.Job], pl.Result]
 Inflict = Callable[[FaultPlan, pl.Job], list[Fault]]
 
@@ -34,7 +35,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
         cluster.shutdown()
 
 
-@pytest.mark.parametrize("seed", slow(*range(200, 208)))
+@pytest.mark.parametrize("seed", range(200, 208))
 def test_workers_killed_joined_and_drained_at_random_on_two_nodes(
     on_ray: pl.Client, ends_well: EndsWell, inflict: Inflict, seed: int
 ) -> None:
@@ -45,7 +46,7 @@ def test_workers_killed_joined_and_drained_at_random_on_two_nodes(
     ends_well(job)
 
 
-@pytest.mark.parametrize("kind", ["kill_agent", *slow("kill_fork_server")])
+@pytest.mark.parametrize("kind", ["kill_agent", "kill_fork_server"])
 def test_a_node_whose_agent_or_fork_server_is_killed_trains_again(
     on_ray: pl.Client, ends_well: EndsWell, inflict: Inflict, kind: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -239,18 +240,42 @@ def test_a_public_address_without_tls_is_refused(tmp_path: Path) -> None:
 
 
 class Torn(httpx.BaseTransport):
-    """Breaks the connection in the middle of every second chunk."""
+    """Breaks the connection in the middle of every second chunk, and of every answer after so many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers_after: int = 10**9) -> None:
         self._real = httpx.HTTPTransport()
+        self._answers_after = answers_after
         self.sent = 0
+        self.ranges: list[str | None] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if request.method == "PUT":
             self.sent += 1
             if self.sent % 2:
                 raise httpx.WriteError("broken", request=request)
-        return self._real.handle_request(request)
+        response = self._real.handle_request(request)
+        if request.method == "GET":
+            self.ranges.append(request.headers.get("range"))
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = BreaksOff(response.stream, self._answers_after)
+        return response
+
+
+class BreaksOff(httpx.SyncByteStream):
+    """An answer's bytes, up to so many."""
+
+    def __init__(self, whole: httpx.SyncByteStream, after: int) -> None:
+        self._whole, self._left = whole, after
+
+    def __iter__(self) -> Iterator[bytes]:
+        for data in self._whole:
+            yield data[: self._left]
+            self._left -= len(data)
+            if self._left < 0:
+                raise httpx.ReadError("broken")
+
+    def close(self) -> None:
+        self._whole.close()
 
 
 def test_a_torn_upload_resumes_and_arrives_whole(client: pl.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +288,17 @@ def test_a_torn_upload_resumes_and_arrives_whole(client: pl.Client, monkeypatch:
     assert transport.sent == 8
     response = client.http.get(f"/api/v1/blobs/{name}")
     assert sha256(response.content) == name
+
+
+def test_a_torn_download_goes_on_where_it_broke_and_is_whole_in_the_end(client: pl.Client, tmp_path: Path) -> None:
+    data = np.random.default_rng(3).bytes(350_000)
+    client.blobs.upload(sha256(data), data)
+    transport = Torn(answers_after=100_000)
+    with httpx.Client(base_url=client.url, headers=client.http.headers, transport=transport) as http:
+        BlobStore(http, sleep=lambda _: None).download(sha256(data), tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == data
+    assert transport.ranges == [None, "bytes=100000-", "bytes=200000-", "bytes=300000-"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "blob"]
 
 
 def test_an_upload_of_other_bytes_than_its_name_says_is_refused(client: pl.Client) -> None:
@@ -305,8 +341,7 @@ def test_a_torchmetrics_style_object_gives_the_same_value_on_any_number_of_worke
     from torchmetrics.classification import MulticlassAccuracy
 
     metrics = {"accuracy": accuracy, "macro": MulticlassAccuracy(10, average="macro")}
-    values = [
-        client.submit(spec(metrics=metrics, workers=workers)).result(timeout=60).history[-1] for workers in (1, 3)
-    ]
+    jobs = [client.submit(spec(metrics=metrics, workers=workers)) for workers in (1, 3)]
+    values = [job.result(timeout=60).history[-1] for job in jobs]
     assert values[0] == values[1]
     assert 0.3 < values[0]["val_macro"] < 1.0

@@ -20,7 +20,7 @@ import pytest
 
 from paceline.digest import model_digest
 
-from helpers import wait_until
+from helpers import ended, wait_until
 from workloads import digits
 
 PACELINE = Path(sysconfig.get_path("scripts")) / "paceline"
@@ -100,7 +100,10 @@ class Shell:
 
     def run(self, *arguments: str) -> Run:
         process = self.popen(*arguments)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
         return Run(process.returncode, out, err)
 
     def json(self, *arguments: str) -> Any:
@@ -142,11 +145,12 @@ def started(shell: Shell, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         process.communicate(timeout=60)
 
 
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+@pytest.fixture(scope="module", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """A run in the background ignores Ctrl-C, and the commands would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +339,15 @@ def test_scale_changes_the_number_of_workers_and_is_refused_where_it_can_not(she
 
 @pytest.mark.slow
 def test_drain_moves_a_job_to_another_node_and_names_a_node_that_is_not_there(shell: Shell, up: dict[str, Any]) -> None:
-    join = [*shlex.split(up["join"])[1:], "--name", "leaving", "--cores", "6"]
+    join = [*shlex.split(up["join"])[1:], "--name", "leaving", "--cores", "2"]
+    other = shell.json("train", "endless.py", "--detach", "--workers", "3")["id"]  # all places that there are
+    wait_until(lambda: len(workers_of(shell, other)) == 3)
     with started(shell, *join):
         wait_until(lambda: "leaving" in {node["id"] for node in shell.json("nodes")})
         job_id = shell.json("train", "endless.py", "--detach", "--workers", "1")["id"]
-        wait_until(lambda: workers_of(shell, job_id) == ["leaving"])  # the roomier one
         wait_until(lambda: shell.json("job", job_id)["state"] == "RUNNING")
+        assert workers_of(shell, job_id) == ["leaving"]
+        assert shell.json("cancel", other)["state"] == "CANCELLED"
         assert shell.json("drain", "leaving") == {"node": "leaving", "draining": True}
         wait_until(lambda: workers_of(shell, job_id) not in ([], ["leaving"]))
         assert "leaving (draining)" in shell.run("nodes").out
@@ -371,10 +378,13 @@ def test_tokens_makes_a_users_login_which_ends_with_its_revocation(
 
 def test_ctrl_c_ends_the_watching_and_not_the_job(shell: Shell, up: dict[str, Any]) -> None:
     process = shell.popen("train", "endless.py")
-    assert process.stdout is not None
-    job_id = next(line for line in process.stdout if line.startswith("job ")).split()[1]
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        job_id = next(line for line in process.stdout if line.startswith("job ")).split()[1]
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert f"paceline cancel {job_id}" in err
     assert "Traceback" not in err
@@ -493,7 +503,7 @@ def test_ctrl_c_ends_up_without_a_traceback_or_a_process_and_its_jobs_are_known_
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=60) == 0
-    wait_until(lambda: all(has_ended(process) for process in family))
+    wait_until(lambda: all(ended(process.pid) for process in family))
     with started(shell, "up", "--port", "0", "--cores", "1"):
         assert [(job["id"], job["ended_at"]) for job in shell.json("jobs")] == [(job_id, None)]
         assert shell.json("cancel", job_id)["state"] == "CANCELLED"

@@ -23,6 +23,9 @@ def test_the_models_tensors_are_those_that_the_digest_names(client: pl.Client) -
         assert torch.equal(tensor, result.state_dict[name])
     assert json.loads(json.dumps(result.history)) == result.history
     assert result.versions["torch"] == torch.__version__
+    (node,) = client.nodes()
+    assert result.hardware_class == node.hardware_class
+    assert result.hardware_class.endswith(f"torch-{torch.__version__}")
     assert job.info()["delivered_at"] is not None
 
 

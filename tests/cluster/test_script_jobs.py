@@ -20,7 +20,8 @@ Path("results").mkdir()
 for step in range(1, 4):
     paceline.report(step=step, loss=1 / step)
 print("files", sorted(str(p) for p in Path(".").rglob("*") if p.is_file()))
-time.sleep(0.7)
+while not Path(os.environ["SEEN"]).exists():
+    time.sleep(0.01)
 paceline.report(step=4, loss=0.25, rank=int(os.environ["RANK"]))
 Path("results/model.txt").write_text(os.environ["GREETING"])
 """
@@ -52,7 +53,11 @@ def test_a_script_is_sent_without_what_git_ignores_seen_by_its_reports_and_leave
     folder = project(tmp_path / "project", train=LOUD, helper="")
     (folder / "data" / "secret.bin").write_text("x")
     (folder / ".gitignore").write_text("data/\n")
-    job = client.run("train.py", workdir=folder, outputs="results", env={"GREETING": "hi"}, name="loud")
+    seen = tmp_path / "seen"
+    env = {"GREETING": "hi", "SEEN": str(seen)}
+    job = client.run("train.py", workdir=folder, outputs="results", env=env, name="loud")
+    wait_until(lambda: 3 in [event.data["step"] for event in job.events_so_far() if event.kind == "reported"])
+    seen.touch()
     assert job.output(tmp_path / "out", timeout=120) == tmp_path / "out"
     assert (tmp_path / "out" / "model.txt").read_text() == "hi"
     assert "[1.0] files ['.gitignore', 'helper.py', 'train.py']" in whole_log(job)

@@ -13,13 +13,6 @@ from helpers import running_master, wait_until
 
 
 @pytest.fixture(scope="session")
-def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
-    with running_master(tmp_path_factory.mktemp("local"), agents=2, cores=4) as client:
-        wait_until(lambda: len(client.nodes()) == 2)
-        yield client
-
-
-@pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]:
     """Two raylets on this machine."""
     from ray.cluster_utils import Cluster
@@ -40,4 +33,5 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl.Client]
 def cluster(request: pytest.FixtureRequest) -> pl.Client:
     """A client of a master with two nodes, on each engine in turn."""
     found: pl.Client = request.getfixturevalue(f"{request.param}_cluster")
+    wait_until(lambda: len(found.nodes()) == 2)  # the test before may have killed an agent
     return found

@@ -5,8 +5,12 @@ The combinations cover every pair of choices at least once; `docs/guarantees.md`
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ import torch
 import paceline as pl
 
 from helpers import wait_until
-from workloads import Cnn, Transformer, digits, mlp, spec
+from workloads import Cnn, Rested, Transformer, digits, mlp, spec
 
 MODELS = {"mlp": mlp, "cnn": Cnn, "transformer": Transformer}
 OPTIMIZERS = {
@@ -54,6 +58,14 @@ def no_weight_decay_on_biases(named: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([{"params": weights}, {"params": biases, "weight_decay": 0.0}], lr=2e-3)
 
 
+def results(client: pl.Client, specs: Sequence[pl.TrainSpec]) -> list[pl.Result]:
+    """Of jobs that train at the same time, where there is room, and lose nobody."""
+    jobs = [client.submit(spec) for spec in specs]
+    found = [job.result(timeout=120) for job in jobs]
+    assert [event.data for job in jobs for event in job.events() if event.kind == "worker_lost"] == []
+    return found
+
+
 @pytest.mark.parametrize(("model", "optimizer", "precision", "clip", "schedule", "augmented", "counts"), COMBINATIONS)
 def test_digest_does_not_depend_on_the_number_of_workers(
     client: pl.Client,
@@ -73,19 +85,16 @@ def test_digest_does_not_depend_on_the_number_of_workers(
         "lr_schedule": warmup if schedule else None,
         "augment": augment if augmented else None,
     }
-    one = client.submit(spec(workers=1, **fields)).result(timeout=120)
-    for workers in counts:
-        many = client.submit(spec(workers=workers, **fields)).result(timeout=120)
+    one, *others = results(client, [spec(workers=workers, **fields) for workers in (1, *counts)])
+    for workers, many in zip(counts, others, strict=True):
+        assert len(many.plan.workers) == workers
         assert many.digest == one.digest
         assert many.history == one.history
 
 
 def test_parameter_groups_of_the_users_own_keep_the_digest(client: pl.Client) -> None:
-    digests = {
-        client.submit(spec(optimizer=no_weight_decay_on_biases, workers=workers)).result(timeout=60).digest
-        for workers in (1, 3)
-    }
-    assert len(digests) == 1
+    one, three = results(client, [spec(optimizer=no_weight_decay_on_biases, workers=workers) for workers in (1, 3)])
+    assert one.digest == three.digest
 
 
 def test_a_dataset_built_on_the_node_gives_the_digest_of_the_same_arrays(client: pl.Client) -> None:
@@ -98,9 +107,29 @@ def test_a_dataset_built_on_the_node_gives_the_digest_of_the_same_arrays(client:
         def __getitem__(self, index: int) -> Any:
             return torch.tensor(x[index]), int(y[index])
 
-    arrays = client.submit(spec()).result(timeout=60)
-    assert client.submit(spec(train_data=Rows())).result(timeout=60).digest == arrays.digest
-    assert client.submit(spec(train_data=Rows, workers=2)).result(timeout=60).digest == arrays.digest
+    arrays, rows, built = results(client, [spec(), spec(train_data=Rows()), spec(train_data=Rows, workers=2)])
+    assert arrays.digest == rows.digest == built.digest
+
+
+class OneIsSlow(Rested):
+    """Rests a hundred times as long in the worker that makes the folder first."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            self.rest_s *= 100
+
+
+def test_a_worker_that_is_too_slow_for_any_share_of_a_dataset_is_lost_to_nobody(
+    client: pl.Client, tmp_path: Path
+) -> None:
+    rows = torch.utils.data.TensorDataset(*map(torch.from_numpy, digits()[0]))
+    fields: dict[str, Any] = {"train_data": rows, "stop": pl.MaxEpochs(2)}
+    slow = client.submit(spec(partial(OneIsSlow, str(tmp_path / "slow")), workers=3, **fields))
+    one, three = client.submit(spec(Rested, workers=1, **fields)).result(timeout=120), slow.result(timeout=120)
+    assert three.digest == one.digest
+    assert "worker_lost" not in [event.kind for event in slow.events()]
 
 
 class ChannelsLast(Cnn):
@@ -120,9 +149,7 @@ def channels_last(workers: int, **changes: Any) -> pl.TrainSpec:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_channels_last_model_has_one_digest_on_one_worker_and_two(client: pl.Client, optimizer: str) -> None:
-    one, two = (
-        client.submit(channels_last(workers, optimizer=OPTIMIZERS[optimizer])).result(timeout=120) for workers in (1, 2)
-    )
+    one, two = results(client, [channels_last(workers, optimizer=OPTIMIZERS[optimizer]) for workers in (1, 2)])
     assert one.digest == two.digest
 
 
@@ -139,9 +166,8 @@ def test_a_channels_last_model_keeps_its_digest_where_a_worker_joins(client: pl.
 
 
 def test_a_different_seed_gives_a_different_model(client: pl.Client) -> None:
-    assert (
-        client.submit(spec(seed=1)).result(timeout=60).digest != client.submit(spec(seed=2)).result(timeout=60).digest
-    )
+    one, other = results(client, [spec(seed=seed) for seed in (1, 2)])
+    assert one.digest != other.digest
 
 
 def test_exact_training_equals_an_ordinary_loop_over_the_whole_batch(client: pl.Client) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 import paceline as pl
 
-from helpers import wait_until
-from workloads import Cnn, spec
+from helpers import ended, steps_of_the_last_attempt, wait_until
+from workloads import Rested, spec
 
-LONG = {"stop": pl.MaxEpochs(5), "checkpoint_every": 20, "batch_size": 32}
+LONG: dict[str, Any] = {"stop": pl.MaxEpochs(3), "checkpoint_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +28,7 @@ def reference(client: pl.Client) -> str:
 @pytest.fixture(scope="module")
 def long_reference(client: pl.Client) -> str:
     """The digest of the long job, likewise."""
-    return client.submit(spec(seeded_cnn, workers=1, **LONG)).result(timeout=120).digest
-
-
-def seeded_cnn() -> Cnn:
-    """Built on the worker, under the job's seed."""
-    return Cnn()
+    return client.submit(spec(Rested, workers=1, **LONG)).result(timeout=120).digest
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -46,38 +44,59 @@ def test_workers_beyond_one_node_spread_over_both(cluster: pl.Client) -> None:
     assert result.ledger == [{"epoch": 0, "expected": 1437, "committed": 1437, "twice": 0}]
 
 
-def test_a_killed_worker_costs_neither_the_digest_nor_a_sample(cluster: pl.Client, long_reference: str) -> None:
-    job = cluster.submit(spec(seeded_cnn, workers=2, **LONG))
-    wait_until(lambda: any(worker["last_step"] >= 60 for worker in job.workers()))
-    os.kill(job.workers()[1]["pid"], signal.SIGKILL)
+def training(cluster: pl.Client, workers: int, held: Path) -> pl.Job:
+    """The long job, which has done some steps and goes on slowly as long as it is held."""
+    job = cluster.submit(spec(partial(Rested, held_by=str(held)), workers=workers, **LONG))
+    wait_until(lambda: any(worker["last_step"] >= 10 for worker in job.workers()))
+    return job
+
+
+def ends_well(job: pl.Job, digest: str) -> None:
     result = job.result(timeout=120)
-    assert result.digest == long_reference
-    assert {(row["committed"] - row["expected"], row["twice"]) for row in result.ledger} == {(0, 0)}
+    assert result.digest == digest
+    assert result.ledger == [{"epoch": epoch, "expected": 1437, "committed": 1437, "twice": 0} for epoch in range(3)]
+
+
+def test_a_killed_worker_costs_neither_the_digest_nor_a_sample(
+    cluster: pl.Client, long_reference: str, held: Path
+) -> None:
+    job = training(cluster, 2, held)
+    os.kill(job.workers()[1]["pid"], signal.SIGKILL)
+    held.unlink()
+    ends_well(job, long_reference)
+    assert job.info()["attempt"] == 1
     lost = [event for event in job.events() if event.kind == "worker_lost"]
     assert len(lost) == 1
     assert "signal 9" in lost[0].data["reason"]
 
 
-def test_a_killed_agent_takes_its_workers_and_the_job_goes_on(cluster: pl.Client, long_reference: str) -> None:
-    job = cluster.submit(spec(seeded_cnn, workers=1, **LONG))
-    wait_until(lambda: any(worker["last_step"] >= 60 for worker in job.workers()))
-    worker = psutil.Process(job.workers()[0]["pid"])
-    agent = worker.parent().parent()
+@pytest.mark.parametrize("workers", [5, 1])
+def test_a_killed_agent_takes_its_workers_and_the_job_goes_on(
+    cluster: pl.Client, long_reference: str, held: Path, workers: int
+) -> None:
+    """From the last checkpoint where there was one worker; where some are on the other node, they go on at once."""
+    job = training(cluster, workers, held)
+    agent = psutil.Process(job.workers()[0]["pid"]).parent().parent()
     assert "paceline.engine.agent" in " ".join(agent.cmdline())
+    pids = [child.pid for child in agent.children(recursive=True)]
     agent.kill()
-    assert job.result(timeout=120).digest == long_reference
-    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    held.unlink()
+    ends_well(job, long_reference)
+    assert job.info()["attempt"] == (2 if workers == 1 else 1)
+    if workers == 1:
+        assert steps_of_the_last_attempt(job)[0] > 5
+    wait_until(lambda: all(map(ended, pids)))
 
 
 def test_a_cancelled_job_leaves_no_worker(cluster: pl.Client) -> None:
-    job = cluster.submit(spec(seeded_cnn, workers=2, stop=pl.MaxEpochs(1000)))
+    job = cluster.submit(spec(Rested, workers=2, stop=pl.MaxEpochs(10_000)))
     wait_until(lambda: job.state == "RUNNING")
     pids = [worker["pid"] for worker in job.workers()]
     job.cancel()
     with pytest.raises(pl.JobCancelled):
         job.result(timeout=60)
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
-    assert job.workers() == []
+    wait_until(lambda: all(map(ended, pids)))
+    wait_until(lambda: job.workers() == [])
 
 
 def test_nodes_tell_their_speed(cluster: pl.Client) -> None:

@@ -42,9 +42,9 @@ def rows(job: pl.Job, kind: str) -> list[dict[str, Any]]:
 def test_a_job_is_probed_once_its_digest_stays_and_the_next_of_its_kind_is_planned_without(
     cluster: pl.Client, client: pl.Client
 ) -> None:
-    expected = client.submit(spec(Batched, workers=1, **SHORT)).result(timeout=30).digest
+    expected = client.submit(spec(Batched, workers=1, **SHORT)).result(timeout=120).digest
     first = cluster.submit(spec(Batched, **SHORT))
-    result = first.result(timeout=30)
+    result = first.result(timeout=120)
     assert result.digest == expected
     assert states(first) == ["QUEUED", "PLANNING", "QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
     (row,) = rows(first, "probed")
@@ -58,14 +58,14 @@ def test_a_job_is_probed_once_its_digest_stays_and_the_next_of_its_kind_is_plann
     assert row["worker_bytes"] > row["state_bytes"]
     assert f"probed on {row['node']}" in result.plan.summary
     second = cluster.submit(spec(Batched, seed=1, **SHORT))
-    assert "measured before, in a job of this kind" in second.result(timeout=30).plan.summary
+    assert "measured before, in a job of this kind" in second.result(timeout=120).plan.summary
     assert "PLANNING" not in states(second)
 
 
 @pytest.mark.slow
 def test_the_times_of_half_and_quarter_microbatches_are_measured_too(cluster: pl.Client) -> None:
     job = cluster.submit(spec(lambda: Cnn(16), batch_size=128, **SHORT))
-    job.result(timeout=30)
+    job.result(timeout=120)
     (row,) = rows(job, "probed")
     cells = {cell["samples"]: cell["seconds"] for cell in row["cells"]}
     assert list(cells) == [4, 8, 16]
@@ -97,7 +97,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_nothing_is_st
     unseen = spec(model, sync="exact", **SHORT)  # else the client would tell its size, and it would not be taken
     job = cluster.submit(unseen)
     with pytest.raises(pl.Unplaceable, match=r"needs 1 worker.* [\d.]+ GiB each"):
-        job.result(timeout=30)
+        job.result(timeout=120)
     assert states(job) == ["QUEUED", "PLANNING", "QUEUED", "FAILED"]
     (row,) = rows(job, "probed")  # its own answer: nobody had to kill it
     assert (row["fits"], row["cells"]) == (False, [])
@@ -116,7 +116,7 @@ def killed_in_the_probe(mark: Path) -> Any:
 
 def test_a_lost_probe_costs_the_job_nothing_but_accuracy(cluster: pl.Client, tmp_path: Path) -> None:
     job = cluster.submit(spec(train_data=partial(killed_in_the_probe, tmp_path / "mark"), **SHORT))
-    summary = job.result(timeout=30).plan.summary
+    summary = job.result(timeout=120).plan.summary
     assert "not probed: the probe on" in summary
     assert "was lost: signal 9" in summary
     assert rows(job, "probed") == []
@@ -135,6 +135,6 @@ class Raises(torch.nn.Module):
 def test_what_a_users_code_raises_in_a_probe_is_told_as_from_training(cluster: pl.Client) -> None:
     job = cluster.submit(spec(Raises, **SHORT))
     with pytest.raises(pl.UserCodeError, match="KeyError: 'colour'") as caught:
-        job.result(timeout=30)
+        job.result(timeout=120)
     assert 'raise KeyError("colour")' in caught.value.traceback
     assert "STARTING" not in states(job)

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import paceline as pl
+from paceline.training.script import TERM_GRACE_S
 
-from helpers import wait_until, whole_log
+from helpers import ended, wait_until, whole_log
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -104,7 +105,7 @@ def test_a_lost_worker_restarts_all_and_is_not_counted(cluster: pl.Client, tmp_p
     os.kill(job.workers()[1]["pid"], signal.SIGKILL)
     assert result(job, tmp_path) == {"loss": whole["loss"], "restarts": "0"}
     assert [event.data["rank"] for event in job.events_so_far() if event.kind == "worker_lost"] == [1]
-    assert not any(process.is_running() for process in script)
+    wait_until(lambda: all(ended(process.pid) for process in script))
 
 
 @pytest.mark.slow
@@ -128,7 +129,7 @@ def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
     job.cancel()
     with pytest.raises(pl.JobCancelled):
         job.output("unused", timeout=60)
-    wait_until(lambda: not any(child.is_running() for child in family) and not any(map(psutil.pid_exists, pids)))
+    wait_until(lambda: all(ended(child.pid) for child in family) and all(map(ended, pids)))
 
 
 def names(folder: Path | None) -> list[str]:
@@ -140,6 +141,7 @@ def names(folder: Path | None) -> list[str]:
 def test_a_cancelled_script_is_asked_to_end_and_may_save_first_and_that_is_kept_of_every_rank(
     cluster: pl.Client, tmp_path: Path
 ) -> None:
+    assert TERM_GRACE_S == 10.0
     job = run(cluster, "saves.py", workers=6)
     wait_until(lambda: all(f"rank {rank} can be asked" in job.logs() for rank in range(6)))
     job.cancel()

@@ -28,7 +28,7 @@ from paceline.versions import here
 
 from builders import GIB, submission
 
-BOUND_S = 20.0
+BOUND_S = 120.0
 ROUND_S = 0.02
 
 

@@ -38,7 +38,7 @@ class Scene:
         return self.answers[device].pop(0)
 
     async def run(self, *devices: Device) -> None:
-        await asyncio.wait_for(self.calibrating.run(devices, self.told.append), 10)
+        await asyncio.wait_for(self.calibrating.run(devices, self.told.append), 60)
 
     @property
     def known(self) -> dict[str, float]:

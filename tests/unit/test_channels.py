@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketTestSession
 
 from paceline.master.app import create_app, open_master
+from paceline.master.routes import channels
 from paceline.messages.from_agent import AgentHello, Load
 from paceline.versions import here
 
 from builders import GIB
+from helpers import wait_until
 
 URL, HEADERS = "/api/v1/channels/agent", {"Authorization": "Bearer secret"}
 
@@ -39,3 +42,16 @@ def test_a_former_link_ends_without_taking_the_node_that_has_come_back_with_it(t
             with http.websocket_connect(URL, headers=HEADERS) as other:
                 assert greet(other, "boot/2") == "n0~2"
                 assert [node.id for node in master.cluster.nodes()] == ["n0", "n0~2"]
+
+
+def test_a_node_whose_agent_says_nothing_is_given_up_within_15_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert channels.AGENT_SILENT_BOUND_S == 15.0
+    monkeypatch.setattr(channels, "AGENT_SILENT_BOUND_S", 0.2)
+    master = open_master(tmp_path)
+    master.store.add_token("secret", "node", now=0.0)
+    with TestClient(create_app(master)) as http, http.websocket_connect(URL, headers=HEADERS) as silent:
+        assert greet(silent, "boot/1") == "n0"
+        assert [node.id for node in master.cluster.nodes()] == ["n0"]
+        wait_until(lambda: not master.cluster.nodes())

@@ -19,6 +19,9 @@ class FakeJob:
     def state(self) -> str:
         return "RUNNING" if self.workers() else "SUCCEEDED"
 
+    def info(self) -> dict[str, Any]:
+        return {"step": self.step}
+
     def workers(self) -> list[dict[str, Any]]:
         self.step += 10
         alive = [(rank, process.pid) for rank, process in enumerate(self.processes) if process.poll() is None]
@@ -62,3 +65,23 @@ def test_a_plan_ends_with_its_job_and_tells_what_hit() -> None:
     hit = FaultPlan().kill_all().kill(at_step=10**6).run(job)
     assert [fault.kind for fault in hit] == ["kill_all"]
     assert [process.wait(10) for process in job.processes] == [-signal.SIGKILL] * 2
+
+
+class Uncommitted(FakeJob):
+    """Nothing is committed until its workers have been looked at often."""
+
+    def info(self) -> dict[str, Any]:
+        return {"step": 1 if self.step > 200 else 0}
+
+
+def test_a_third_fault_in_a_row_waits_for_a_commit_whatever_steps_the_workers_have_done() -> None:
+    job = Uncommitted(sleepers(3))
+    try:
+        hit = FaultPlan().kill(rank=0).kill(rank=1).kill(rank=2).run(job)
+        assert len(hit) == 3
+        assert job.step > 200
+        assert [process.wait(10) for process in job.processes] == [-signal.SIGKILL] * 3
+    finally:
+        for process in job.processes:
+            process.kill()
+            process.wait()

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 
 from paceline.errors import InvalidSpec
 from paceline.messages.to_worker import Group
-from paceline.shares import split_evenly
+from paceline.planner.exchange import exchange
+from paceline.planner.network import Network
+from paceline.shares import num_nodes, split_evenly
 from paceline.training.exchange import GradientExchange, buckets
 from paceline.training.gradients import CellAccumulator, FlatLayout, Gradients, add_gradients
 from paceline.training.group import WorkerGroup
 from paceline.training.monitor import Monitor
 from paceline.training.worker import _interface
+
+from builders import node
 
 CPU = torch.device("cpu")
 
@@ -86,15 +90,22 @@ def real_backward(owners: Sequence[torch.nn.Parameter], cell: int) -> None:
     sum(terms, torch.zeros((), dtype=torch.float64)).backward()
 
 
-def whole_sum(shares: list[tuple[int, int]], num_cells: int, steps: int = 1) -> list[Gradients]:
+def whole_sum(
+    shares: list[tuple[int, int]],
+    num_cells: int,
+    steps: int = 1,
+    make: Callable[[], list[torch.nn.Parameter]] = parameters,
+    seen: Callable[[WorkerGroup], None] = lambda _: None,
+) -> list[Gradients]:
     """What every member gets in the last of `steps`, with real collectives between threads of this process."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = tuple(3 * place + 1 for place in range(len(shares)))  # a rank is a name, not a place
     group = Group(key="test", host="127.0.0.1", port=store.port, members=ranks, shares=tuple(shares))
 
     def work(place: int) -> Gradients:
-        owners = parameters()
+        owners = make()
         workers = WorkerGroup(group, ranks[place], CPU, Monitor(), threading.Event())
+        seen(workers)
         exchange = GradientExchange(owners, workers)
         for _ in range(steps):
             exchange.begin(shares, num_cells)
@@ -269,3 +280,35 @@ def test_gradients_that_come_in_pieces_wait_for_the_end_of_backward() -> None:
 def test_a_gradient_that_comes_in_pieces_only_later_is_refused_rather_than_summed_wrongly() -> None:
     with pytest.raises(InvalidSpec, match="came in pieces"):
         in_two_workers([whole, pieces])
+
+
+class Counted:
+    """A process group, and the bytes that its collectives send to the others."""
+
+    def __init__(self, peers: Any, world: int) -> None:
+        self._peers, self._world, self.bytes = peers, world, 0
+
+    def alltoall_base(self, into: torch.Tensor, out: torch.Tensor, *sizes: list[int]) -> Any:
+        self.bytes += out.nbytes * (self._world - 1) // self._world
+        return self._peers.alltoall_base(into, out, *sizes)
+
+    def _allgather_base(self, into: torch.Tensor, mine: torch.Tensor) -> Any:
+        self.bytes += mine.nbytes * (self._world - 1)
+        return self._peers._allgather_base(into, mine)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5, 8])
+def test_the_exchange_sends_the_bytes_that_a_plan_predicts(workers: int) -> None:
+    counts: dict[int, Counted] = {}
+
+    def count(group: WorkerGroup) -> None:
+        group.peers = counts[group.place] = Counted(group.peers, group.world)
+
+    def large() -> list[torch.nn.Parameter]:
+        return [torch.nn.Parameter(torch.zeros(size)) for size in (300_000, 100_000)]
+
+    shares = split_evenly(8, workers)
+    whole_sum(shares, 8, make=large, seen=count)
+    hosts, sums = [node("a", cores=8)] * workers, [num_nodes(share, 8) for share in shares]
+    predicted = exchange(hosts, sums, 4 * 400_000, 1, Network(), {}).sent
+    assert [counts[place].bytes for place in range(workers)] == pytest.approx(predicted, rel=0.001)

@@ -77,3 +77,39 @@ def test_a_listener_that_nobody_calls_ends(monkeypatch: pytest.MonkeyPatch) -> N
             await asyncio.wait_for(listener.serve(), 5)
 
     asyncio.run(wait())
+
+
+def test_a_burst_ends_after_8_mib_however_much_the_other_end_would_take() -> None:
+    async def take() -> int:
+        with Listener(HERE, "secret") as listener:
+            serving = asyncio.create_task(listener.serve())
+            reader, writer = await asyncio.open_connection(HERE, listener.port)
+            writer.write(b"secret take\n")
+            got = len(await reader.readexactly(8 * 2**20))
+            with pytest.raises(TimeoutError):  # it waits for the other end's word now
+                await asyncio.wait_for(reader.read(1), 0.2)
+            serving.cancel()
+            writer.close()
+            return got
+
+    assert asyncio.run(take()) == BURST_BYTES
+
+
+def test_a_burst_that_only_trickles_is_ended_by_who_takes_it() -> None:
+    assert BURST_S == 0.3
+
+    async def trickle() -> float:
+        with Listener(HERE, "secret") as listener:
+            serving = asyncio.create_task(listener.serve())
+            reader, writer = await asyncio.open_connection(HERE, listener.port)
+            writer.write(b"secret give\n")
+            told = asyncio.create_task(reader.readline())
+            async with asyncio.timeout(30):
+                while not told.done():
+                    writer.write(bytes(1000))
+                    await asyncio.sleep(0.005)
+            serving.cancel()
+            writer.close()
+            return float(told.result())
+
+    assert 0 < asyncio.run(trickle()) < 1e6

@@ -6,6 +6,8 @@ import ast
 import hashlib
 import importlib
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,25 @@ def test_a_checked_blob_has_its_names_bytes_or_is_fetched_anew_or_refused(tmp_pa
         cache.checked(name)
     with pytest.raises(paceline.NotFound):
         NodeCache(tmp_path / "other", [], Kept({})).checked(name)  # type: ignore[arg-type]
+
+
+def test_workers_of_a_node_that_need_a_blob_at_once_fetch_it_once(tmp_path: Path) -> None:
+    package = pack(torch.arange(100_000), "value")
+    fetched: list[str] = []
+
+    class Slow(Kept):
+        def download(self, name: str, path: Path) -> None:
+            fetched.append(name)
+            time.sleep(0.05)
+            super().download(name, path)
+
+    def work(_: int) -> int:
+        cache = NodeCache(tmp_path / "cache", [], Slow(package.blobs))  # type: ignore[arg-type]
+        return int(open_package(package.ref, cache).sum())
+
+    with ThreadPoolExecutor(4) as workers:
+        assert list(workers.map(work, range(4))) == [sum(range(100_000))] * 4
+    assert sorted(fetched) == sorted(package.blobs)
 
 
 @pytest.mark.parametrize("make", [torch.zeros, np.zeros], ids=["torch", "numpy"])

@@ -213,6 +213,15 @@ def test_a_slow_node_is_left_out_with_the_times_with_and_without_it() -> None:
     assert float(times[1]) > float(times[2]) == 16.7
 
 
+@given(st.floats(3e7, 2e8))
+def test_a_second_worker_is_taken_only_where_it_saves_2_percent(bytes_per_s: float) -> None:
+    nodes, links = [quick("a"), quick("b")], (link("a", "b", bytes_per_s),)
+    work = Workload(asked(), FACTS, Measured(profiles=(profile(),), links=links))
+    slots = [Slot(n, "cpu") for n in nodes]
+    one, two = (predict(work, slots[:n], best_shares(work, slots[:n])).time_s for n in (1, 2))
+    assert len(planned(nodes, links=links).workers) == (2 if two < 0.98 * one else 1)
+
+
 def test_unequal_nodes_share_the_batch_by_speed() -> None:
     plan = planned([quick("a", 3.0), quick("b")], links=(link("a", "b"),), cell_s=0.2)
     assert {worker.node_name: worker.share[1] - worker.share[0] for worker in plan.workers} == {"a": 6, "b": 2}

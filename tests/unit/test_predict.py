@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 import paceline as pl
 from paceline.measured import Calibration, CellTime, Link, Measured, Profile
 from paceline.plan import Node, Prediction
-from paceline.planner.exchange import exchange
-from paceline.planner.network import GIGABIT, Network
+from paceline.planner.network import GIGABIT
 from paceline.planner.predict import FORM_S, WORKER_BASE_BYTES, Slot, best_shares, predict
 from paceline.planner.profiles import Workload, cell_seconds
-from paceline.shares import num_nodes, split_evenly
 from paceline.spec import Facts
 
 from builders import node, options
@@ -137,20 +135,6 @@ def test_others_at_work_on_a_node_slow_it_down() -> None:
 
 
 # ---- several workers ----
-
-
-@pytest.mark.parametrize("workers", [2, 3, 4, 5, 8])
-def test_an_exchange_moves_what_the_reduction_sends(workers: int) -> None:
-    """The bytes that `training/group.py` sends: each tree node's slices to all others, and the sums around the ring."""
-    shares = split_evenly(8, workers)
-    tree_nodes = [num_nodes(share, 8) for share in shares]
-    slice_bytes = 4 * MIB / workers
-    all_to_all = sum(n * slice_bytes * (workers - 1) for n in tree_nodes)
-    ring = workers * (workers - 1) * slice_bytes
-    found = exchange([node("a", cores=8)] * workers, tree_nodes, 4 * MIB, 1, Network(), {})
-    assert found.bytes == pytest.approx(all_to_all + ring)
-    ring_all_reduce = 2 * (workers - 1) * 4 * MIB
-    assert found.bytes == pytest.approx((sum(tree_nodes) / workers + 1) / 2 * ring_all_reduce)
 
 
 def test_a_narrow_link_bounds_the_exchange() -> None:

@@ -32,6 +32,7 @@ def test_a_norm_far_above_the_usual_is_suspect_unless_it_was_computed_twice() ->
     places, reason = seasoned().suspects([0.5, 0.5], [1.0, 1e5], trusted=False)
     assert (places, reason) == ([1], "gradient norm 100000, where 2 is usual")
     assert seasoned().suspects([0.5, 0.5], [1.0, 1e5], trusted=True)[0] == []
+    assert [seasoned().suspects([0.5], [2.0 * times], trusted=False)[0] for times in (990, 1010)] == [[], [0]]
 
 
 def test_nothing_is_absurd_before_the_usual_is_known_and_a_growing_norm_never_is() -> None:

@@ -168,6 +168,16 @@ def test_the_request_id_of_another_user_is_refused(http: TestClient, master: Mas
         assert "job-1, a job of ann" in answer.json()["fact"]
 
 
+def test_nothing_but_the_documentation_answers_without_a_token(http: TestClient) -> None:
+    table: dict[str, dict[str, Any]] = http.get("http://master/openapi.json").json()["paths"]
+    routes = [(method, path) for path in table for method in table[path]]
+    assert len(routes) > 20
+    for method, path in routes:
+        places = {"job_id": "job-1", "name": "a" * 64, "node_id": "n0", "user": "ann"}
+        answer = http.request(method, f"http://master{path.format_map(places)}")
+        assert code(answer) == (401, "unauthorized"), (method, path)
+
+
 def test_only_the_admin_takes_a_node_from_everybody(http: TestClient, master: Master) -> None:
     master.cluster.join(_hello(), [].append)
     assert code(http.post("/nodes/n0/drain", headers=by(made_for(http, "ann")))) == (403, "forbidden")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import structlog
@@ -23,6 +23,13 @@ WATCH_EVERY_S = 1.0
 NAMESPACE = "paceline"
 
 log = structlog.get_logger("ray")
+
+
+class Places(NamedTuple):
+    """What Ray counts on a node."""
+
+    cores: int
+    gpus: int
 
 
 class AgentActor:
@@ -49,6 +56,7 @@ class RayEngine:
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._actors: dict[str, Any] = {}
+        self._places: dict[str, Places] = {}  # by node: an actor's own are not free at once when it has died
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -80,7 +88,8 @@ class RayEngine:
             del self._actors[node_id]
         for node_id, node in nodes.items():
             if node_id not in self._actors:
-                self._actors[node_id] = _place(args, node)
+                places = self._places.setdefault(node_id, _free(node))
+                self._actors[node_id] = _place(args, node, places)
 
     def close(self) -> None:
         if not ray.is_initialized():
@@ -97,10 +106,14 @@ class RayEngine:
         ray.shutdown()
 
 
-def _place(args: AgentArgs, node: dict[str, Any]) -> Any:
-    """Start the actor of one node, holding what is free there."""
+def _free(node: dict[str, Any]) -> Places:
     free = ray._private.state.available_resources_per_node().get(node["NodeID"], node["Resources"])
-    cores, gpus = int(free.get("CPU", 0)), int(free.get("GPU", 0))
+    return Places(int(free.get("CPU", 0)), int(free.get("GPU", 0)))
+
+
+def _place(args: AgentArgs, node: dict[str, Any], places: Places) -> Any:
+    """Start the actor of one node, holding these."""
+    cores, gpus = places
     is_here = node["NodeID"] == ray.get_runtime_context().get_node_id()
     name = f"{node['NodeManagerHostname']}-{node['NodeID'][:6]}"
     own = args.model_copy(update={"name": name, "cores": max(1, cores), "blobs": args.blobs if is_here else None})

@@ -15,7 +15,7 @@ import psutil
 Kind = Literal["kill", "hang", "kill_all", "kill_agent", "kill_fork_server", "scale"]
 OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
 POLL_S = 0.01
-MOST_IN_VAIN = 2  # faults in a row with no step between them: a job that is lost so a third time is given up
+MOST_IN_VAIN = 2  # faults in a row with no commit between them: a job that is lost so a third time is given up
 
 
 class Target(Protocol):
@@ -23,6 +23,8 @@ class Target(Protocol):
 
     @property
     def state(self) -> str: ...
+
+    def info(self) -> dict[str, Any]: ...
 
     def workers(self) -> list[dict[str, Any]]: ...
 
@@ -128,8 +130,8 @@ def _due(fault: Fault, job: Target) -> bool:
 
 
 def _step(job: Target) -> int:
-    """The last one that the master knows any live worker to have done."""
-    return max([worker["last_step"] for worker in job.workers() if worker["pid"] is not None], default=0)
+    """The last one that was committed: what workers did beyond it goes with them."""
+    return int(job.info()["step"])
 
 
 def _inflict(fault: Fault, job: Target) -> bool:

@@ -155,7 +155,9 @@ class TrainingJob:
         return checked
 
     def _requests(self, trainer: Trainer, place: int, from_step: int) -> Iterator[CellRequest]:
-        """The cells of the member at `place` from `from_step` on, without end."""
+        """The cells of the member at `place` from `from_step` on, without end; none where it has no share."""
+        if not trainer.cells(0, place):
+            return  # who reads ahead would look for a first one for ever
         for step in count(from_step):
             epoch, _ = self.grid.locate(step)
             for cell in trainer.cells(step, place):
