@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from paceline.errors import InvalidSpec
 from paceline.findings import invalid_spec
 from paceline.spec import EXAMPLES, AskedResources, PackageRef, Resources, Versions
-from paceline.stop import Count, for_callers
+from paceline.stop import Count, for_callers, parse_duration
 
 MAX_RESTARTS = 1000
+HANG_TIMEOUT_S = 1800.0  # torch's own for the collectives of a process group (torch.distributed.default_pg_timeout)
+LEAST_HANG_TIMEOUT_S = 10.0  # progress is seen in windows of five seconds
 NO_REQUIREMENTS = ""
 _OF_OTHER_FILES = re.compile(r"\s*(-r|--requirement|-c|--constraint|-e|--editable)\b|\s*\.{0,2}/")
 _OURS = re.compile(r"(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(GROUP|ROLE|TORCHELASTIC)_.*")
@@ -33,6 +35,7 @@ class ScriptFields(BaseModel):
     outputs: RelativeFolder = "outputs"
     min_workers: Count | None = None
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = 0
+    hang_timeout: Annotated[float, Field(ge=LEAST_HANG_TIMEOUT_S, allow_inf_nan=False)] | None = HANG_TIMEOUT_S
     env: dict[str, str] = {}
     threads: Count = 1
     resources: AskedResources = Resources()
@@ -46,6 +49,11 @@ class ScriptFields(BaseModel):
         if path.is_absolute() or ".." in path.parts or path == PurePosixPath("."):
             raise ValueError(f"outputs={value!r} is no folder inside the project; write e.g. 'outputs'")
         return value
+
+    @field_validator("hang_timeout", mode="before")
+    @classmethod
+    def _hang_timeout_in_seconds(cls, value: Any) -> Any:
+        return parse_duration(value) if isinstance(value, str) else value
 
     @field_validator("env")
     @classmethod
@@ -83,8 +91,10 @@ class ScriptSpec(ScriptFields):
     workdir: the project; what git ignores in it stays here. None: there is none, for a function that needs no files.
     requirements: a file in `workdir`, or lines as in one; by default requirements.txt, where there is one. What a node
         has already is not installed again.
-    outputs: the folder in the project whose files are kept, from rank 0's node.
+    outputs: the folder in the project whose files are kept, of each rank; those of one node share it.
     max_restarts: how often all ranks start anew because one of them failed. A lost node or worker does not count.
+    hang_timeout: seconds, or e.g. "2h", after which a script counts as hung and as failed: no rank used the processor,
+        printed or reported anything. None: never.
     env: more environment variables; the master keeps them in the clear. threads: OMP_NUM_THREADS, and cores, of a rank.
     resources: `pl.Resources(workers=4)` for four ranks; one by default. min_workers: how few may start where no more
         are free, as with torchrun's `--nnodes=1:4`; by default none but all.

@@ -19,6 +19,7 @@ from paceline.findings import invalid_spec
 from paceline.stop import for_callers
 
 DEFAULT_PORT = 8470
+LOG_BYTES = 64 * 2**20
 LogLevel = Literal["info", "warning"]
 
 
@@ -48,7 +49,8 @@ class MasterSettings(BaseModel):
     agents, cores: nodes that the local engine emulates, and the cores of each. price: of an hour of each node that the
     engine reaches. ray_address: of a running Ray cluster, None to start one here. tls_ca: what clients verify the
     certificate with. quotas, shares: by user, "*" for all who are not named; a share is 1 unless given. min_run_s: no
-    job is preempted before. parent_pipe: end when stdin does.
+    job is preempted before. log_bytes: of what each rank of a job prints, the newest are kept. parent_pipe: end when
+    stdin does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +70,7 @@ class MasterSettings(BaseModel):
     quotas: dict[str, Quota] = {}
     shares: dict[str, PositiveFloat] = {}
     min_run_s: NonNegativeFloat = 60.0
+    log_bytes: PositiveInt = LOG_BYTES
     parent_pipe: bool = False
     log_level: LogLevel = "info"
 

@@ -289,7 +289,8 @@ def test_run_shows_what_a_script_prints_and_fetches_its_output(shell: Shell, up:
     job = shell.json("jobs")[0]
     assert (job["kind"], job["state"], job["history"]) == ("script", "SUCCEEDED", [{"step": 3.0, "loss": 0.5}])
     assert (shell.folder / f"{job['id']}-output" / "greeting").read_text() == "you"
-    told = shell.json("output", job["id"], "-o", "again")
+    assert shell.run("logs", job["id"], "--rank", "1").out == "[1.1] hello you from 1 of 2\n"
+    told = shell.json("output", job["id"], "-o", "again", "--rank", "1")  # on the same node as rank 0
     assert (shell.folder / "again" / "greeting").read_text() == "you"
     assert told == {
         "id": job["id"], "state": "SUCCEEDED", "output": str(shell.folder / "again"), "values": {"loss": 0.5},

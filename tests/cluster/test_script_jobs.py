@@ -10,7 +10,7 @@ import pytest
 
 import paceline as pl
 
-from helpers import wait_until, whole_log
+from helpers import running_master, wait_until, whole_log
 
 LOUD = """
 import os, time
@@ -118,6 +118,64 @@ def test_requirements_are_installed_once_a_node_for_each_text_and_the_nodes_own_
     job = client.run("train.py", workdir=folder, requirements=(missing,))
     with pytest.raises(pl.InvalidSpec, match="pip could not install the requirements"):
         job.output(tmp_path / "x", timeout=120)
+
+
+WAITS = """
+import signal, sys, time
+from pathlib import Path
+Path("outputs").mkdir(exist_ok=True)
+Path("outputs/epoch").write_text("7")
+print(*range(30_000), sep="\\n")
+print("written", flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_script_wrote_is_kept_where_it_is_cancelled_while_it_waits_for_room(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    with running_master(tmp_path / "master", cores=3, log_bytes=300_000) as client:
+        wait_until(lambda: len(client.nodes()) == 1)
+        job = client.run("train.py", workdir=project(tmp_path / "project", train=WAITS))
+        wait_until(lambda: "written" in job.logs())
+        client.drain(client.nodes()[0].id)
+        wait_until(lambda: job.state == "WAITING")
+        assert job.workers() == []
+        job.cancel()
+        assert job.wait(60) == "CANCELLED"
+        assert job.output(tmp_path / "out", partial=True) == tmp_path / "out"
+        assert (tmp_path / "out" / "epoch").read_text() == "7"
+        log = job.logs()
+        assert "bytes are left out here" in log.splitlines()[0]
+        assert log.endswith("[1.0] 29999\n[1.0] written\n")
+        assert len(log) < 300_200
+
+
+TENSORBOARD = """
+import time
+from torch.utils.tensorboard import SummaryWriter
+with SummaryWriter(flush_secs=1) as writer:
+    for step in range(1, 5):
+        writer.add_scalar("loss/train", 1 / step, step)
+        writer.add_scalar("accuracy", 0.2 * step, step, new_style=True)
+        writer.add_text("note", "no scalar", step)
+        writer.flush()
+        time.sleep(0.6)
+"""
+
+
+@pytest.mark.slow
+def test_the_scalars_that_a_script_writes_for_tensorboard_are_seen_while_it_runs(
+    client: pl.Client, tmp_path: Path
+) -> None:
+    job = client.run("train.py", workdir=project(tmp_path, train=TENSORBOARD))
+    assert job.wait(120) == "SUCCEEDED", whole_log(job)
+    reports = [event.data for event in job.events_so_far() if event.kind == "reported"]
+    assert len(reports) > 1
+    assert [report["step"] for report in reports] == sorted(report["step"] for report in reports)
+    history = job.info()["history"]
+    assert history == [{"step": 4.0, "loss/train": 0.25, "accuracy": pytest.approx(0.8)}]
 
 
 def test_what_a_script_had_written_when_it_failed_is_kept(client: pl.Client, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,15 +132,69 @@ def test_a_cancelled_script_leaves_no_process(cluster: pl.Client) -> None:
     wait_until(lambda: all(ended(child.pid) for child in family) and all(map(ended, pids)))
 
 
+def names(folder: Path | None) -> list[str]:
+    assert folder is not None
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.slow
-def test_a_cancelled_script_is_asked_to_end_and_may_save_first(cluster: pl.Client) -> None:
+def test_a_cancelled_script_is_asked_to_end_and_may_save_first_and_that_is_kept_of_every_rank(
+    cluster: pl.Client, tmp_path: Path
+) -> None:
     assert TERM_GRACE_S == 10.0
-    job = run(cluster, "saves.py")
-    wait_until(lambda: "rank 0 can be asked" in job.logs())
+    job = run(cluster, "saves.py", workers=6)
+    wait_until(lambda: all(f"rank {rank} can be asked" in job.logs() for rank in range(6)))
     job.cancel()
     with pytest.raises(pl.JobCancelled):
         job.output("unused", timeout=60)
     assert "rank 0 has saved" in whole_log(job)
+    first, last = (names(job.output(tmp_path / f"{rank}", partial=True, rank=rank)) for rank in (0, 5))
+    assert sorted(first + last) == [f"saved-{rank}" for rank in range(6)]
+    assert "saved-0" in first
+    assert "saved-5" in last
+    with pytest.raises(pl.NotFound, match="had 6 rank"):
+        job.output(tmp_path / "6", partial=True, rank=6)
+    assert {line[:6] for line in job.logs(rank=5).splitlines()} == {"[1.5] "}
+
+
+@pytest.mark.slow
+def test_before_a_restart_and_after_the_last_one_the_other_ranks_may_save(cluster: pl.Client, tmp_path: Path) -> None:
+    job = run(cluster, "saves.py", max_restarts=1, env={"FAILS": "1"})
+    with pytest.raises(pl.UserCodeError, match="out of luck"):
+        job.output("unused", timeout=120)
+    log = whole_log(job)
+    assert "[1.0] rank 0 has saved" in log
+    assert "[2.0] rank 0 has saved" in log
+    found = job.output(tmp_path / "out", partial=True)
+    assert names(found) == ["saved-0"]
+    assert (tmp_path / "out" / "saved-0").read_text() == "1"
+
+
+@pytest.mark.slow
+def test_a_script_that_hangs_shows_the_stacks_of_its_ranks_and_is_restarted(cluster: pl.Client, tmp_path: Path) -> None:
+    job = run(cluster, "hangs.py", max_restarts=1, hang_timeout=10)
+    assert result(job, tmp_path) == {"restarts": "1"}
+    assert [event.data["ranks"] for event in job.events_so_far() if event.kind == "hung"] == [[0, 1]]
+    log = whole_log(job)
+    assert re.search(r"^\[1\.1\].*hangs\.py\", line \d+ in wait_for_what_never_comes$", log, re.MULTILINE)
+    # rank 0 is aborted as well, unless the end of rank 1 makes it raise before that
+    assert re.search(r"^\[1\.0\].*hangs\.py\", line \d+,? in main$", log, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_script_that_hangs_for_the_last_time_fails_with_the_stacks(cluster: pl.Client) -> None:
+    job = run(cluster, "hangs.py", hang_timeout=10)
+    with pytest.raises(pl.UserCodeError, match=r"the script hangs: for 10 s, rank 0 on .*, rank 1 on ") as raised:
+        job.output("unused", timeout=120)
+    of_rank_1 = raised.value.traceback.split("rank 1 on ")[1]
+    assert "in wait_for_what_never_comes" in of_rank_1
+
+
+@pytest.mark.slow
+def test_a_script_that_is_slow_and_silent_is_never_taken_for_one_that_hangs(cluster: pl.Client) -> None:
+    job = run(cluster, "slow.py", workers=1, hang_timeout=10)
+    assert job.wait(120) == "SUCCEEDED"
+    assert job.info()["attempt"] == 1
 
 
 def scaled(x: torch.Tensor, by: float) -> dict[str, torch.Tensor]:

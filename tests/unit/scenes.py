@@ -13,6 +13,7 @@ from paceline.master.cluster import Cluster, WorkerKey
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
 from paceline.master.job import Job
+from paceline.master.logs import Logs
 from paceline.master.states import Starting
 from paceline.master.store import ADMIN, Store
 from paceline.messages.from_agent import AgentHello
@@ -21,6 +22,7 @@ from paceline.messages.message import CheckpointRef, Message
 from paceline.messages.to_agent import StartWorker, StopWorkers
 from paceline.messages.to_worker import Setup, TrainRound
 from paceline.planner.queue import Policy
+from paceline.settings import LOG_BYTES
 from paceline.spec import Resources
 from paceline.versions import here
 
@@ -51,7 +53,9 @@ class Scene:
 
     def __init__(self, folder: Path, policy: Policy | None = None, held: bool = False) -> None:
         self.store, self.cluster = HeldStore(f"sqlite:///{folder / 'paceline.db'}", held), Cluster()
-        self.controller = Controller(self.store, self.cluster, Feed(), Blobs(folder), folder, policy or Policy())
+        self.controller = Controller(
+            self.store, self.cluster, Feed(), Blobs(folder), Logs(folder, LOG_BYTES), policy or Policy()
+        )
         self._serving: asyncio.Task[None] | None = None
 
     def join(self, name: str, hardware_class: str = "cpu:AVX2", identity: str = "", cores: int = 4) -> list[Message]:

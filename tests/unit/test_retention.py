@@ -65,6 +65,14 @@ def test_a_finished_job_keeps_its_model_and_inputs_until_it_expires_and_then_not
     assert blobs_in_use([row()], at) == set()
 
 
+def test_the_output_of_every_node_of_a_script_is_kept_until_it_expires() -> None:
+    left = {"blob": "", "folders": [None, {"blob": "of rank 1"}]}
+    at = 1000.0 + UNDELIVERED_DAYS * DAY_S
+    assert "of rank 1" in blobs_in_use([row(delivery=left)], at - 1)
+    assert [found.id for found in expired([row(delivery=left)], at)] == ["job"]
+    assert expired([row(delivery={"blob": "", "folders": []})], at) == []
+
+
 def test_a_blob_that_another_job_needs_stays() -> None:
     at = 1000.0 + UNDELIVERED_DAYS * DAY_S
     assert blobs_in_use([row(), row(id="next", ended_at=None, delivery=None)], at) == {*INPUTS, "newest", "before"}

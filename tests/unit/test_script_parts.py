@@ -18,7 +18,8 @@ from paceline.plan import Placement
 from paceline.planner.scripts import plan_script
 from paceline.reports import REPORTS_FILE, ReportReader
 from paceline.script import ScriptOptions, ScriptSubmission
-from paceline.training.script import script_error
+from paceline.training.activity import WINDOW_S, Activity, processor_s
+from paceline.training.scripterror import script_error
 
 from builders import node
 
@@ -54,6 +55,8 @@ def prepared(project: Path, tmp_path: Path, **fields: Any) -> ScriptSubmission:
         ({"outputs": "/tmp"}, "no folder inside the project"),
         ({"outputs": "."}, "no folder inside the project"),
         ({"max_restarts": -1}, "max_restarts"),
+        ({"hang_timeout": 5}, "hang_timeout"),
+        ({"hang_timeout": "soon"}, "not a duration"),
         ({"min_workers": 2}, "more than the 1 workers"),
         ({"env": {"RANK": "0"}}, "sets RANK"),
         ({"env": {"TORCHELASTIC_RUN_ID": "mine"}}, "sets TORCHELASTIC_RUN_ID"),
@@ -139,6 +142,54 @@ def test_an_exit_code_without_an_exception_and_a_signal_are_told_with_the_last_l
     assert (error.fact, error.traceback) == ("the script ended with exit code 3.", "no GPU here")
     assert "signal 9 (SIGKILL)" in script_error(-9, "epoch 3\n").fact
     assert script_error(1, "").traceback == ""
+
+
+def test_the_stacks_of_an_aborted_script_are_told_of_all_its_threads() -> None:
+    code = (
+        "import faulthandler, os, threading\nfaulthandler.enable()\nprint('epoch 1')\nstarted = threading.Event()\n"
+        "def waits():\n    started.set(); threading.Event().wait()\n"
+        "threading.Thread(target=waits, daemon=True).start(); started.wait(); os.abort()"
+    )
+    error = script_error(*printed_by(code))
+    assert error.fact == "the script was ended by signal 6 (SIGABRT)."
+    assert "line 6 in waits" in error.traceback
+    assert "line 7 in <module>" in error.traceback
+    assert "epoch 1" not in error.traceback
+
+
+# ---- progress ----
+
+
+@given(st.floats(0, 0.0099), st.floats(0.0101, 4), st.integers(1, 400))
+def test_a_trifle_of_the_processor_is_no_progress_and_more_of_it_is(idle: float, busy: float, looks: int) -> None:
+    for cores, moves in ((idle, False), (busy, True)):
+        clock = [0.0]
+        activity = Activity(0.0, 10, lambda: clock[0] * cores)  # noqa: B023
+        seen = False
+        for _ in range(looks):
+            clock[0] += 0.5
+            seen |= activity.moved(clock[0], 10)
+        assert seen == (moves and clock[0] >= WINDOW_S)
+
+
+def test_what_is_printed_is_progress_once() -> None:
+    activity = Activity(0.0, 10, lambda: 0.0)
+    assert [activity.moved(at, printed) for at, printed in ((0.5, 10), (1.0, 11), (1.5, 11), (8.0, 12))] == [
+        False, True, False, True,
+    ]  # fmt: skip
+
+
+def test_the_processor_time_of_a_process_counts_what_is_below_it_and_stays_when_that_ends() -> None:
+    work = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    code = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}]); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert processor_s(process.pid) >= 0.3
+        process.communicate()
+    assert processor_s(process.pid) == 0.0
 
 
 # ---- places ----

@@ -97,10 +97,10 @@ def _asked(options: TrainOptions | ScriptOptions) -> list[tuple[str, str]]:
 
 def _model(client: Client, found: dict[str, Any]) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
     """What a finished job delivers, for programs and for people."""
+    if found["kind"] == "script" and found["state"] in ENDED:
+        return _output(client, found["id"])
     if found["state"] != "SUCCEEDED":
         return None, []
-    if found["kind"] == "script":
-        return _output(client, found["id"])
     try:
         model = client.get(f"/jobs/{found['id']}/result")
     except Expired as gone:
@@ -111,11 +111,13 @@ def _model(client: Client, found: dict[str, Any]) -> tuple[dict[str, Any] | None
 
 
 def _output(client: Client, job_id: str) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
-    """What a finished script left, for programs and for people."""
+    """What a script left, however it ended, for programs and for people."""
     try:
         output = client.get(f"/jobs/{job_id}/output")
     except Expired as gone:
         return None, [("output", gone.fact)]
+    except Conflict:  # it ended before there was any
+        return None, []
     kept = f"{output['folder']}, {output['nbytes']:,} bytes, kept until {_clock(output['expires_at'])}"
     return output, [("output", f"{kept}; `paceline output {job_id}`" if output["blob"] else "none")]
 
@@ -127,15 +129,17 @@ def _clock(seconds: float) -> str:
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of this rank alone.")] = None,
     json: Json = False,
 ) -> None:
     """Show what a job's workers printed, each line behind its attempt and rank."""
     with connect() as client:
         handle = client.job(job_id)
         if json:
-            show(json, {"id": job_id, "text": "".join(handle.follow_logs()) if follow else handle.logs()})
+            text = "".join(handle.follow_logs(rank)) if follow else handle.logs(rank)
+            show(json, {"id": job_id, "text": text})
             return
-        for text in handle.follow_logs() if follow else [handle.logs()]:
+        for text in handle.follow_logs(rank) if follow else [handle.logs(rank)]:
             typer.echo(text, nl=False)
 
 

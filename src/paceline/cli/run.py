@@ -27,6 +27,10 @@ OutputFolder = Annotated[
 ]
 
 
+Rank = Annotated[int, typer.Option(min=0, help="Of which rank; those of one node share a folder.")]
+NEVER = "never"
+
+
 def run(
     command: Command,
     workers: Annotated[int, typer.Option(min=1, help="How many ranks run the script.")] = 1,
@@ -37,8 +41,11 @@ def run(
     requirements: Annotated[
         str | None, typer.Option(help="A file in the project. By default, requirements.txt, where there is one.")
     ] = None,
-    outputs: Annotated[str, typer.Option(help="The project's folder whose files are kept, from rank 0.")] = "outputs",
+    outputs: Annotated[str, typer.Option(help="The project's folder whose files are kept, of each rank.")] = "outputs",
     max_restarts: Annotated[int, typer.Option(min=0, help="How often all ranks start anew after a failure.")] = 0,
+    hang_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="How long a script may make no progress, e.g. 2h; or `never`.")
+    ] = "30m",
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the script; may be repeated.")
     ] = None,
@@ -64,6 +71,7 @@ def run(
         outputs=outputs,
         min_workers=min_workers,
         max_restarts=max_restarts,
+        hang_timeout=None if hang_timeout == NEVER else hang_timeout,
         env=dict(_variable(text) for text in env or ()),
         threads=threads,
         resources=Resources(workers=workers),
@@ -96,8 +104,8 @@ def _refuse_existing(folder: Path | None) -> None:
         raise typer.BadParameter(f"--output {folder} is there already; name a folder that is not.")
 
 
-def output(job_id: JobId, output: OutputFolder = None, json: Json = False) -> None:
-    """Fetch the output folder of a script that has ended, one that failed too."""
+def output(job_id: JobId, output: OutputFolder = None, rank: Rank = 0, json: Json = False) -> None:
+    """Fetch the output folder of a script that has ended, one that failed or was cancelled too."""
     from paceline.client.events import ENDED
 
     _refuse_existing(output)
@@ -106,13 +114,13 @@ def output(job_id: JobId, output: OutputFolder = None, json: Json = False) -> No
         state = job.state
         if state not in ENDED:
             raise Conflict(f"job {job_id} is {state} and has no output yet.", f"Watch it: `paceline logs {job_id} -f`.")
-        document, text = _fetch(job, output, partial=True)
+        document, text = _fetch(job, output, partial=True, rank=rank)
     show(json, document, text)
 
 
-def _fetch(job: Job, folder: Path | None, partial: bool = False) -> tuple[dict[str, Any], Text]:
+def _fetch(job: Job, folder: Path | None, partial: bool = False, rank: int = 0) -> tuple[dict[str, Any], Text]:
     """Wait for the script's end and fetch its output; what to tell, for programs and for people."""
-    where = job.output(folder or Path(f"{job.id}-output"), partial=partial)
+    where = job.output(folder or Path(f"{job.id}-output"), partial=partial, rank=rank)
     info = job.info()
     document = {"id": job.id, "state": info["state"], "output": str(where.resolve()) if where else None}
     last = {name: value for name, value in (info["history"] or [{}])[-1].items() if name != "step"}

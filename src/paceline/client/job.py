@@ -13,7 +13,7 @@ from paceline.client.result import Result
 from paceline.client.returned import read_returned
 from paceline.client.shards import fetch_files
 from paceline.digest import model_digest
-from paceline.errors import Conflict, Corrupt, JobCancelled, PacelineError, WaitTimeout, from_json
+from paceline.errors import Conflict, Corrupt, JobCancelled, NotFound, PacelineError, WaitTimeout, from_json
 from paceline.plan import Plan
 from paceline.script import ScriptOptions
 from paceline.spec import TrainOptions
@@ -77,26 +77,30 @@ class Job:
         found = self._client.get(f"/jobs/{self.id}/options")
         return (ScriptOptions if "command" in found else TrainOptions).model_validate(found)
 
-    def logs(self) -> str:
-        """What the workers have printed so far, each line behind `[attempt.rank]`."""
-        return "".join(text for text, _ in self._log_pages())
+    def logs(self, rank: int | None = None) -> str:
+        """What the workers have printed so far, or one rank's have, each line behind `[attempt.rank]`.
 
-    def follow_logs(self) -> Iterator[str]:
-        """The log in pieces as it grows, until the job and its workers have ended."""
+        The newest of each rank up to a bound (the master's `log_bytes`); a line tells how much was left out, and where.
+        """
+        return "".join(text for text, _ in self._log_pages(rank))
+
+    def follow_logs(self, rank: int | None = None) -> Iterator[str]:
+        """The log in pieces as it grows, until the job and its workers have ended. rank: of this one alone."""
         offset = 0
         while True:
             ended = self.state in ENDED and not self.workers()  # a worker's last lines come before its end
-            for text, end in self._log_pages(offset):
+            for text, end in self._log_pages(rank, offset):
                 yield text
                 offset = end
             if ended:
                 return
             time.sleep(0.5)
 
-    def _log_pages(self, offset: int = 0) -> Iterator[tuple[str, int]]:
-        """(text, where it ended in bytes), from a byte offset on."""
+    def _log_pages(self, rank: int | None, offset: int = 0) -> Iterator[tuple[str, int]]:
+        """(text, the place where it ended), from a place on."""
+        which: dict[str, int] = {} if rank is None else {"rank": rank}
         while True:
-            page = self._client.get(f"/jobs/{self.id}/logs", offset=offset)
+            page = self._client.get(f"/jobs/{self.id}/logs", offset=offset, **which)
             if not page["text"]:
                 return
             offset = page["next_offset"]
@@ -177,22 +181,28 @@ class Job:
 
     # ---- what a script leaves ----
 
-    def output(self, path: str | Path, timeout: float | None = None, *, partial: bool = False) -> Path | None:
-        """Wait for the script's end and fetch its output folder to `path`, which must not be there yet.
+    def output(
+        self, path: str | Path, timeout: float | None = None, *, partial: bool = False, rank: int = 0
+    ) -> Path | None:
+        """Wait for the script's end and fetch a rank's output folder to `path`, which must not be there yet.
 
-        None where it made no such folder. partial: also where the script failed, as far as it had come; without it,
-        the job's own error is raised. Raises JobCancelled, WaitTimeout.
+        Ranks on one node share a folder. None where there is no such folder. partial: also where the script failed or
+        was cancelled, as far as it had come; without it, the job's own error, or JobCancelled, is raised. Raises
+        NotFound for a rank that the script did not have, and WaitTimeout.
         """
-        found, path = self._left(timeout, partial), Path(path)
-        if found["blob"] is None:
+        folders, path = self._left(timeout, partial)["folders"], Path(path)
+        if not 0 <= rank < len(folders):
+            raise NotFound(f"job {self.id} had {len(folders)} rank(s), and no rank {rank}.", "Ranks count from 0.")
+        if folders[rank] is None:
             return None
+        blob = folders[rank]["blob"]
         if path.exists():
             raise Conflict(f"{path} is there already.", "Name a folder that is not.")
         archive = self._client.models / f"{self.id}.tar"
-        self._client.blobs.download(found["blob"], archive)
+        self._client.blobs.download(blob, archive)
         unpack_folder(archive, path)
         archive.unlink()
-        self._client.post(f"/jobs/{self.id}/delivered?digest={found['blob']}")
+        self._client.post(f"/jobs/{self.id}/delivered?digest={blob}")
         return path
 
     def returned(self, timeout: float | None = None) -> list[Any]:

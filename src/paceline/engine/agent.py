@@ -28,6 +28,7 @@ from paceline.engine.identity import Identity
 from paceline.engine.load import LoadMeter
 from paceline.engine.protocol import AgentArgs
 from paceline.engine.warm import WarmWorkers
+from paceline.engine.workerlog import WorkerLog
 from paceline.errors import PacelineError, Unauthorized, from_json
 from paceline.log import configure_log
 from paceline.messages.from_agent import (
@@ -58,36 +59,19 @@ from paceline.versions import here
 LOAD_EVERY_S = 2.0
 LOG_EVERY_S = 0.3
 REDIAL_AFTER_S = 1.0
-TAIL_BYTES = 4000
-LOG_CHUNK_BYTES = 64 * 1024
+MOST_QUEUED = 200  # messages; beyond, what workers print waits in their files
 
 log = structlog.get_logger("agent")
 
 
 class RunningWorker:
-    """One worker process of this node, and how far its log was sent."""
+    """One worker process of this node."""
 
     def __init__(self, order: StartWorker, folder: Path) -> None:
         self.order = order
         self.folder = folder
-        self.log = folder / "log"
-        self.sent = 0
+        self.log = WorkerLog(folder / "log")
         self.pid: int | None = None
-
-    def unsent(self, ended: bool) -> str:
-        """What it has printed since, without the line that it may be printing still."""
-        if not self.log.exists():
-            return ""
-        with self.log.open("rb") as file:
-            file.seek(self.sent)
-            data = file.read(LOG_CHUNK_BYTES)
-        if not ended and len(data) < LOG_CHUNK_BYTES:
-            data = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
-        self.sent += len(data)
-        return data.decode(errors="replace")
-
-    def tail(self) -> str:
-        return self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if self.log.exists() else ""
 
 
 class Agent:
@@ -248,7 +232,7 @@ class Agent:
             scratch=str(folder),
             job=str(self._job_folder(order.job_id)),
             copies=str(self._copies.of_job(order.job_id)),
-            log=str(folder / "log"),
+            log=str(self._workers[key].log.path),
             ca=str(self._ca) if self._ca else None,
         )
         self._warm.start(key, env.model_dump())
@@ -266,16 +250,22 @@ class Agent:
         worker = self._workers.pop(key)
         order = worker.order
         self._queue_log(worker, ended=True)
+        tail = worker.log.tail()
         self._outgoing.put_nowait(
-            WorkerExited(job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=worker.tail())
+            WorkerExited(job_id=order.job_id, attempt=order.attempt, rank=order.rank, status=status, tail=tail)
         )
         shutil.rmtree(worker.folder, ignore_errors=True)
         self._forget(order.job_id)
 
     def _queue_log(self, worker: RunningWorker, ended: bool = False) -> None:
         order = worker.order
-        while text := worker.unsent(ended):
-            self._outgoing.put_nowait(LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text))
+        while ended or self._outgoing.qsize() < MOST_QUEUED:
+            text, cut = worker.log.unsent(ended)
+            if not text and not cut:
+                return
+            self._outgoing.put_nowait(
+                LogLines(job_id=order.job_id, attempt=order.attempt, rank=order.rank, text=text, cut=cut)
+            )
 
     async def _send(self, channel: ClientConnection) -> None:
         while True:

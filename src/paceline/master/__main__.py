@@ -136,7 +136,7 @@ async def _serve(
 
     configure_log(settings.log_level)
     policy = Policy(quotas=settings.quotas, shares=settings.shares, min_run_s=settings.min_run_s)
-    master = open_master(settings.folder, policy)
+    master = open_master(settings.folder, policy, settings.log_bytes)
     master.store.own_tokens(held["client"], held["node"], time.time())
     config = uvicorn.Config(
         create_app(master),

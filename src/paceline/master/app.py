@@ -20,9 +20,11 @@ from paceline.master.cluster import Cluster
 from paceline.master.context import Master
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
+from paceline.master.logs import Logs
 from paceline.master.routes import blobs, channels, cluster, jobs, scripts, tokens
 from paceline.master.store import Store
 from paceline.planner.queue import Policy
+from paceline.settings import LOG_BYTES
 from paceline.versions import here
 
 SWEEP_EVERY_S = 3600.0
@@ -31,10 +33,13 @@ DEFAULT_POLICY = Policy()
 log = structlog.get_logger("master")
 
 
-def open_master(folder: Path, policy: Policy = DEFAULT_POLICY) -> Master:
-    """Open the durable state in `folder`, creating it where there is none. policy: who gets nodes first."""
-    logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+def open_master(folder: Path, policy: Policy = DEFAULT_POLICY, log_bytes: int = LOG_BYTES) -> Master:
+    """Open the durable state in `folder`, creating it where there is none. policy: who gets nodes first.
+
+    log_bytes: as of the settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = Logs(folder, log_bytes)
     store, nodes, feed, files = Store(f"sqlite:///{folder / 'paceline.db'}"), Cluster(), Feed(), Blobs(folder)
     return Master(
         store=store,
@@ -60,6 +65,7 @@ def create_app(master: Master) -> FastAPI:
         for task in running:
             task.cancel()
         master.store.close()
+        master.logs.close()
 
     app = FastAPI(title="Paceline", version=master.versions.paceline, lifespan=lifespan)
     app.state.master = master

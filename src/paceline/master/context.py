@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -14,6 +13,7 @@ from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster
 from paceline.master.controller import Controller
 from paceline.master.feed import Feed
+from paceline.master.logs import Logs
 from paceline.master.models import JobRow
 from paceline.master.store import Store
 from paceline.spec import Versions
@@ -21,14 +21,14 @@ from paceline.spec import Versions
 
 @dataclass
 class Master:
-    """One master's parts. logs: folder of the jobs' logs."""
+    """One master's parts."""
 
     store: Store
     blobs: Blobs
     cluster: Cluster
     feed: Feed
     controller: Controller
-    logs: Path
+    logs: Logs
     versions: Versions
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -35,6 +34,7 @@ from paceline.master.job import Job
 from paceline.master.knowledge import Knowledge
 from paceline.master.links import Links
 from paceline.master.lives import AnyJob, AnySubmission
+from paceline.master.logs import Logs
 from paceline.master.models import JobRow
 from paceline.master.placing import check_quota
 from paceline.master.scheduler import Scheduler
@@ -54,7 +54,7 @@ log = structlog.get_logger("controller")
 
 
 class Controller:
-    def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Path, policy: Policy) -> None:
+    def __init__(self, store: Store, cluster: Cluster, feed: Feed, blobs: Blobs, logs: Logs, policy: Policy) -> None:
         self._store, self._cluster, self._feed, self._blobs, self._logs = store, cluster, feed, blobs, logs
         self.links = Links(cluster)
         self._policy = policy
@@ -166,10 +166,11 @@ class Controller:
             self.post(job_id, NodeDraining(node_id))
 
     def log_lines(self, lines: LogLines) -> None:
-        """Append what a worker printed to its job's log, each line behind the worker's name."""
-        prefix = f"[{lines.attempt}.{lines.rank}] "
-        with (self._logs / f"{lines.job_id}.log").open("a") as file:
-            file.writelines(f"{prefix}{line}\n" for line in lines.text.splitlines())
+        """Keep what a worker printed. Where the disk has no room, jobs go on without."""
+        try:
+            self._logs.append(lines)
+        except OSError as error:
+            log.error("log_lines_lost", job=lines.job_id, rank=lines.rank, error=str(error))
 
     # ---- inside ----
 
@@ -233,10 +234,7 @@ class Controller:
             case Enqueue():
                 self.scheduler.wake()
             case StartWorkers(attempt, placements):
-                plan = lives.present_plan(job)
-                assert plan is not None
-                lost = self._cluster.start(job.id, attempt, placements, plan.cores_per_worker, plan.memory_per_worker)
-                for key in lost:
+                for key in self._cluster.start(job.id, attempt, placements, *lives.held_by_worker(job)):
                     self.worker_ended(key, "its node left before it was started")
             case Send(attempt, rank, message):
                 worker = self._cluster.workers.get((job.id, attempt, rank))

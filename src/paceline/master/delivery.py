@@ -23,10 +23,19 @@ class Delivery(BaseModel):
     hardware_class: str
 
 
-class Output(BaseModel):
-    """What a script left, as the client will get it. blob: a tar file of rank 0's output folder; "" for none.
+class KeptFolder(BaseModel):
+    """An output folder, as a tar file."""
 
-    returned: by each rank, where it was a function.
+    model_config = ConfigDict(frozen=True)
+
+    blob: str
+    nbytes: int
+
+
+class Output(BaseModel):
+    """What a script left, as the client will get it. blob, nbytes: of rank 0's output folder; "" for none.
+
+    folders: of each rank; those of one node are the same. returned: by each rank, where it was a function.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,5 +43,6 @@ class Output(BaseModel):
     blob: str
     nbytes: int
     folder: str
+    folders: tuple[KeptFolder | None, ...] = ()
     returned: tuple[Returned | None, ...]
     stop_reason: str

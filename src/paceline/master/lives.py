@@ -13,7 +13,8 @@ from paceline.master.events import Event
 from paceline.master.job import Job
 from paceline.master.models import JobRow
 from paceline.master.profiles import plan_by
-from paceline.master.scripts import ScriptJob, ScriptProgress, ScriptRunning, ScriptStarting
+from paceline.master.scriptends import end as end_script
+from paceline.master.scriptstates import Begun, ScriptJob, ScriptProgress, ScriptSaving, ScriptStarting
 from paceline.master.states import Failed, Planning, Running, Starting
 from paceline.measured import Measured
 from paceline.plan import Node, Plan
@@ -59,7 +60,7 @@ def step(job: AnyJob, event: Event, now: float) -> tuple[AnyJob, list[Command]]:
 def failed(job: AnyJob, error: PacelineError, now: float) -> tuple[AnyJob, list[Command]]:
     """The job, ended by this error."""
     state = Failed(error.to_json())
-    return scripts.end(job, state, now) if isinstance(job, ScriptJob) else ends.end(job, state, now)
+    return end_script(job, state, now) if isinstance(job, ScriptJob) else ends.end(job, state, now)
 
 
 def first_plan(nodes: Sequence[Node], submission: AnySubmission, known: Measured) -> Plan:
@@ -88,6 +89,15 @@ def _with_kept(node: Node, nbytes: int) -> Node:
 def present_plan(job: AnyJob) -> Plan | None:
     """Of the attempt that is measured for, starts or runs."""
     state = job.state
-    if isinstance(state, Planning | Starting | Running | ScriptStarting | ScriptRunning):
+    if isinstance(state, Planning | Starting | Running | ScriptStarting | Begun):
         return state.plan
     return None
+
+
+def held_by_worker(job: AnyJob) -> tuple[int, int]:
+    """(cores, bytes of memory) of each worker of the present attempt; one that only fetches an output has none."""
+    if isinstance(job.state, ScriptSaving) and job.state.anew:
+        return 0, 0
+    plan = present_plan(job)
+    assert plan is not None
+    return plan.cores_per_worker, plan.memory_per_worker

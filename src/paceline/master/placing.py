@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from paceline.errors import Forbidden, Unplaceable
 from paceline.master.lives import AnyJob, AnySubmission, next_plan
-from paceline.master.scripts import ScriptJob
+from paceline.master.scriptstates import ScriptJob
 from paceline.measured import Measured
 from paceline.plan import Node, Plan
 from paceline.planner.queue import workers_left

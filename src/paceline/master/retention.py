@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from paceline.master.lives import submission_of
 from paceline.master.models import JobRow
@@ -23,9 +24,12 @@ def expires_at(row: JobRow) -> float | None:
 
 def expired(rows: Sequence[JobRow], now: float) -> list[JobRow]:
     """Jobs whose model is kept no longer, and is still there."""
-    return [
-        row for row in rows if (at := expires_at(row)) is not None and at <= now and (row.delivery or {}).get("blob")
-    ]
+    return [row for row in rows if (at := expires_at(row)) is not None and at <= now and _delivers(row.delivery or {})]
+
+
+def _delivers(delivery: dict[str, Any]) -> bool:
+    """A script may have left something on another rank's node alone."""
+    return bool(delivery.get("blob") or any(delivery.get("folders", ())))
 
 
 def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
@@ -39,6 +43,7 @@ def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
         delivery = row.delivery or {}
         used |= {delivery["blob"]} if delivery else set()
         used |= {file["blob"] for file in delivery.get("files", ())}
+        used |= {folder["blob"] for folder in delivery.get("folders", ()) if folder}
         used |= {returned["blob"] for returned in delivery.get("returned", ()) if returned}
         if row.ended_at is None:
             for checkpoint in row.checkpoints or ():

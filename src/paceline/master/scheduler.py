@@ -22,7 +22,7 @@ from paceline.master.models import JobRow
 from paceline.master.newcomers import next_worker
 from paceline.master.placing import planner_of, seconds_left
 from paceline.master.profiles import too_large, with_memory
-from paceline.master.scripts import ScriptJob, ScriptRunning
+from paceline.master.scriptstates import Begun, ScriptEnding, ScriptJob, ScriptSaving
 from paceline.master.states import Queued, Recovering, Running, Waiting
 from paceline.plan import Node, Plan
 from paceline.plan import Waiting as QueuePlace
@@ -239,7 +239,7 @@ class Scheduler:
             job.submission.options.priority,
             self._entries[job_id].rank,
             holds,
-            ran_s=now - state.since if isinstance(state, Running | ScriptRunning) else 0.0,
+            ran_s=now - state.since if isinstance(state, Running | Begun) else 0.0,
             left_s=seconds_left(job, now, present_plan(job)),
             leaves=_leaves(state),
         )
@@ -271,6 +271,6 @@ class Scheduler:
 
 def _leaves(state: object) -> bool:
     """Whether its places are about to be free, without anybody asking for them."""
-    if isinstance(state, ScriptRunning):
-        return state.leaves
-    return isinstance(state, Recovering) or (isinstance(state, Running) and state.preempted is not None)
+    if isinstance(state, Recovering | ScriptEnding | ScriptSaving):
+        return True
+    return isinstance(state, Running) and state.preempted is not None

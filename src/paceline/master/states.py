@@ -166,7 +166,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """At the user's word."""
+    """At the user's word. output: as of `Failed`."""
+
+    output: Output | None = None
 
 
 State = Queued | Planning | Starting | Running | Recovering | Waiting | Succeeded | Failed | Cancelled

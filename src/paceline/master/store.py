@@ -15,8 +15,8 @@ from paceline.errors import DiskFull, NotFound, PacelineError
 from paceline.master.commands import Commit, Learn, Record, RollBack
 from paceline.master.job import Job
 from paceline.master.models import CommitRow, EventRow, JobRow, ProfileRow, TokenRow
-from paceline.master.scripts import ScriptJob
-from paceline.master.states import TERMINAL, Failed, Succeeded
+from paceline.master.scriptstates import ScriptJob
+from paceline.master.states import TERMINAL, Cancelled, Failed, Succeeded
 from paceline.measured import Profile
 from paceline.plan import Plan
 from paceline.script import ScriptSubmission
@@ -135,6 +135,7 @@ class Store:
         row = self.job(job_id)
         with self._sessions.begin() as session:
             kept = {**(row.delivery or {}), "blob": ""}
+            kept |= {"folders": []} if "folders" in kept else {}
             session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoints=[]))
 
     # ---- what was learned ----
@@ -194,8 +195,8 @@ def _columns(job: Job | ScriptJob, plan: Plan | None, now: float) -> dict[str, A
         columns["delivery"] = job.state.delivery.model_dump(mode="json")
     if isinstance(job.state, Failed):
         columns["error"] = job.state.error
-        if job.state.output is not None:
-            columns["delivery"] = job.state.output.model_dump(mode="json")
+    if isinstance(job.state, Failed | Cancelled) and job.state.output is not None:
+        columns["delivery"] = job.state.output.model_dump(mode="json")
     return columns
 
 

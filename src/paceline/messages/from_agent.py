@@ -103,11 +103,14 @@ class WorkerExited(Message):
 
 
 class LogLines(Message):
+    """What a worker printed. cut: bytes before it that the node left out, as they were too many."""
+
     kind: Literal["log_lines"] = "log_lines"
     job_id: str
     attempt: int
     rank: int
     text: str
+    cut: int = 0
 
 
 FromAgent = Annotated[

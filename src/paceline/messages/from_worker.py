@@ -155,7 +155,8 @@ class Progressed(Message):
 class Beat(Message):
     """Every second: what the worker is doing. step, cells, fetched: only progress changes them.
 
-    fetched: bytes of data in shards. stack: of its main thread.
+    cells: of a script, how often it was seen to make progress. fetched: bytes of data in shards. stack: of its main
+    thread.
     """
 
     kind: Literal["beat"] = "beat"
@@ -228,6 +229,7 @@ class ScriptEnded(Message):
     """status: exit code, or minus the signal's number. ended_at: seconds since the epoch, by the node's clock.
 
     error: where it failed, a PacelineError's JSON with the script's last traceback. returned: of a function.
+    wrote: whether there is something in the output folder on its node.
     """
 
     kind: Literal["script_ended"] = "script_ended"
@@ -235,6 +237,7 @@ class ScriptEnded(Message):
     ended_at: float
     error: dict[str, Any] | None = None
     returned: Returned | None = None
+    wrote: bool = False
 
 
 class Reported(Message):

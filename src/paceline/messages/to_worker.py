@@ -138,10 +138,21 @@ class RunScript(Message):
     environment: dict[str, str]
 
 
+class EndScript(Message):
+    """Make the script end: by SIGTERM, and ten seconds later by SIGKILL. Has no answer of its own.
+
+    stacks: it hangs; SIGABRT instead, so that the stacks of its threads come into the log.
+    """
+
+    kind: Literal["end_script"] = "end_script"
+    stacks: bool = False
+
+
 class SaveOutput(Message):
-    """Upload the output folder (rank 0 only gets this); answer with OutputSaved."""
+    """Upload this folder of the script's project (one rank of each node gets this); answer with OutputSaved."""
 
     kind: Literal["save_output"] = "save_output"
+    folder: str
 
 
 ToWorker = Annotated[
@@ -154,6 +165,7 @@ ToWorker = Annotated[
     | GiveUp
     | ScriptSetup
     | RunScript
+    | EndScript
     | SaveOutput,
     Field(discriminator="kind"),
 ]

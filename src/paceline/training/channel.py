@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from paceline.messages.message import MAX_MESSAGE_BYTES, Message
-from paceline.messages.to_worker import GiveUp, ToWorker, to_worker
+from paceline.messages.to_worker import EndScript, GiveUp, ToWorker, to_worker
 from paceline.tls import trusting
 
 
@@ -46,10 +46,10 @@ class MasterGone(Exception):
 
 
 class Channel:
-    """send may be called from any thread; receive from one. `on_give_up(key)` is called in the reading thread."""
+    """send may be called from any thread; receive from one. `interrupt(order)` is called in the reading thread."""
 
-    def __init__(self, env: WorkerEnv, on_give_up: Callable[[str], None]) -> None:
-        self._on_give_up = on_give_up
+    def __init__(self, env: WorkerEnv, interrupt: Callable[[GiveUp | EndScript], None]) -> None:
+        self._interrupt = interrupt
         self._orders: queue.Queue[ToWorker | None] = queue.Queue()
         where = urlencode({"job_id": env.job_id, "attempt": env.attempt, "rank": env.rank})
         url = f"{env.master_url.replace('http', 'ws', 1)}/api/v1/channels/worker?{where}"
@@ -66,12 +66,12 @@ class Channel:
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     def _read(self) -> None:
-        """Orders wait for the main thread; a word about a lost peer must reach it while it waits for that peer."""
+        """Orders wait for the main thread; what ends its waiting, for a lost peer or a script, must not."""
         with suppress(ConnectionClosed):
             for text in self._socket:
                 order = to_worker.validate_json(text)
-                if isinstance(order, GiveUp):
-                    self._on_give_up(order.key)
+                if isinstance(order, GiveUp | EndScript):
+                    self._interrupt(order)
                 else:
                     self._orders.put(order)
         self._orders.put(None)

@@ -1,4 +1,4 @@
-"""One rank of a script: fetch the project, install what it needs, run it as torchrun would, and keep its output.
+"""One rank of a script: fetch the project, install what it needs, and run it as torchrun would.
 
 The script is a process of its own below the worker, in the worker's process group: whatever ends the worker ends it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
+import resource
 import signal
 import subprocess
 import threading
@@ -20,28 +20,27 @@ from typing import Any
 
 import torch.distributed as dist
 
-from paceline.archive import pack_folder, unpack_folder
-from paceline.errors import UserCodeError
-from paceline.messages.from_worker import OutputSaved, Reported, Returned, ScriptEnded, ScriptReady
+from paceline.archive import unpack_folder
+from paceline.messages.from_worker import Returned, ScriptEnded, ScriptReady
 from paceline.messages.message import Message
 from paceline.messages.to_worker import RunScript
-from paceline.reports import REPORTS_FILE, ReportReader
+from paceline.reports import REPORTS_FILE
 from paceline.script import ScriptSubmission
 from paceline.training.call import CallFiles
-from paceline.training.channel import MasterGone, WorkerEnv
+from paceline.training.channel import WorkerEnv
+from paceline.training.monitor import Monitor
+from paceline.training.outputs import is_written, project_of
 from paceline.training.packages import NodeCache
 from paceline.training.requirements import python_with
+from paceline.training.scripterror import script_error
+from paceline.training.scriptwatch import ScriptWatch
 from paceline.training.tensorboard import EventFiles
 from paceline.transfer import BlobStore
 
-REPORT_EVERY_S = 0.5
 LOG_TAIL_BYTES = 64 * 1024
-TOLD_LINES = 20
 TERM_GRACE_S = 10.0
 EVENT_FOLDERS = ("runs", "lightning_logs")  # where SummaryWriter and Lightning write, unless told otherwise
 OURS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # of workers that train: see engine/warm.py
-TRACEBACK = "Traceback (most recent call last):"
-OF_RANK = re.compile(r"^\[rank\d+\]: ?")  # which torch puts before each line of an exception, once there is a group
 
 
 class ScriptRun:
@@ -54,14 +53,15 @@ class ScriptRun:
         cache: NodeCache,
         blobs: BlobStore,
         send: Callable[[Message], None],
+        monitor: Monitor,
     ) -> None:
-        self._options, self._env, self._blobs, self._send = submission.options, env, blobs, send
-        self._scratch = Path(env.scratch)
-        self._project = Path(env.job) / "project"
+        self._options, self._env, self._blobs = submission.options, env, blobs
+        self._send, self._monitor = send, monitor
+        self._scratch, self._project = Path(env.scratch), project_of(env)
         self._unpack(cache.path(submission.project) if submission.project else None)
         self._python = python_with(submission.options.requirements, Path(env.cache) / "environments")
         self._process: subprocess.Popen[bytes] | None = None
-        self._given_up = False
+        self._asked: signal.Signals | None = None  # to end, by this signal
         self._call: CallFiles | None = None
         if submission.function is not None:
             self._call = CallFiles(
@@ -90,36 +90,42 @@ class ScriptRun:
 
     def run(self, order: RunScript) -> ScriptEnded:
         """Run it to its end."""
-        reports, log = self._scratch / "reports", Path(self._env.log)
-        environment = {name: value for name, value in os.environ.items() if name not in OURS}
-        environment |= {"OMP_NUM_THREADS": str(self._options.threads), **self._options.env, **order.environment}
-        environment |= {
-            REPORTS_FILE: str(reports),
-            "TORCHELASTIC_ERROR_FILE": str(self._scratch / "torchelastic_error.json"),
-        }
+        log, reports = Path(self._env.log), self._scratch / "reports"
+        environment = self._environment(order) | {REPORTS_FILE: str(reports)}
         before = log.stat().st_size
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the fork server ignores it, and a child would inherit that
         events = EventFiles(self._watched()) if order.environment["RANK"] == "0" else None
         self._process = process = subprocess.Popen(self._command(), cwd=self._project, env=environment)  # noqa: S603
-        ended = threading.Event()
-        telling = threading.Thread(target=self._tell, args=(str(reports), events, ended), name="reports", daemon=True)
-        telling.start()
-        if self._given_up:
-            process.terminate()
-        status = process.wait()
-        ended_at = time.time()
-        ended.set()
-        telling.join()
+        with ScriptWatch(process.pid, log, reports, events, self._send, self._monitor):
+            if self._asked is not None:  # before there was a process
+                self._signal(process, self._asked)
+            status = process.wait()
+            ended_at = time.time()
+        wrote = is_written(self._project / self._options.outputs)
         if status:
-            return ScriptEnded(status=status, ended_at=ended_at, error=self._failure(status, log, before))
-        return ScriptEnded(status=0, ended_at=ended_at, returned=self._upload_result())
+            error = self._failure(status, log, before)
+            return ScriptEnded(status=status, ended_at=ended_at, error=error, wrote=wrote)
+        return ScriptEnded(status=0, ended_at=ended_at, returned=self._upload_result(), wrote=wrote)
 
-    def give_up(self) -> None:
-        """Ask the script to end, and make it; called from the reading thread."""
-        self._given_up = True
+    def _environment(self, order: RunScript) -> dict[str, str]:
+        """That of torchrun, and stacks in the log where the script crashes, or is aborted because it hangs."""
+        inherited = {name: value for name, value in os.environ.items() if name not in OURS}
+        ours = {"OMP_NUM_THREADS": str(self._options.threads), "PYTHONFAULTHANDLER": "1"}
+        errors = {"TORCHELASTIC_ERROR_FILE": str(self._scratch / "torchelastic_error.json")}
+        return inherited | ours | self._options.env | order.environment | errors
+
+    def end(self, stacks: bool) -> None:
+        """Ask the script to end, and make it. stacks: have it show its threads'. Called from the reading thread."""
+        self._asked = signal.SIGABRT if stacks else signal.SIGTERM
         if self._process is not None:
-            self._process.terminate()
-            threading.Timer(TERM_GRACE_S, self._process.kill).start()
+            self._signal(self._process, self._asked)
+
+    def _signal(self, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        if number == signal.SIGABRT and hasattr(resource, "prlimit"):
+            with suppress(ProcessLookupError):  # the stacks are wanted, not a core file of its whole memory
+                resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+        process.send_signal(number)
+        threading.Timer(TERM_GRACE_S, process.kill).start()
 
     def _watched(self) -> tuple[Path, ...]:
         """Where TensorBoard's files are looked for; not in the whole project, which may be large."""
@@ -131,17 +137,6 @@ class ScriptRun:
         told = self._scratch / "call.json"
         told.write_text(self._call.model_dump_json())
         return [self._python, "-u", "-m", "paceline.training.call", str(told)]
-
-    def _tell(self, reports: str, events: EventFiles | None, ended: threading.Event) -> None:
-        """Send on what the script reports, twice a second, and once more at its end."""
-        reader = ReportReader()
-        with suppress(MasterGone):  # the worker ends then
-            last = False
-            while not last:
-                last = ended.wait(REPORT_EVERY_S)
-                for step, values in (events.read() if events else (None, {}), reader.read(reports)):
-                    if values or step is not None:
-                        self._send(Reported(step=step, values=values))
 
     def _failure(self, status: int, log: Path, before: int) -> dict[str, Any]:
         if self._call is not None and self._call.error.exists():
@@ -158,32 +153,3 @@ class ScriptRun:
             return None
         form, path = written
         return Returned(form=form, blob=self._blobs.upload_file(path), nbytes=path.stat().st_size)
-
-    def save_output(self) -> OutputSaved:
-        """Upload the output folder, where there is one."""
-        folder, archive = self._project / self._options.outputs, self._scratch / "output.tar"
-        if not folder.is_dir():
-            return OutputSaved(blob=None)
-        pack_folder(folder, archive)
-        return OutputSaved(blob=self._blobs.upload_file(archive), nbytes=archive.stat().st_size)
-
-
-def script_error(status: int, printed: str) -> UserCodeError:
-    """What went wrong, from how the script ended and what it printed last."""
-    lines = [OF_RANK.sub("", line) for line in printed.rstrip().splitlines()]
-    at = next((at for at in reversed(range(len(lines))) if lines[at] == TRACEBACK), None)
-    if status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
-        told = "\n".join(lines[-TOLD_LINES:])
-        return UserCodeError(
-            f"the script was ended by signal {-status} ({name}).",
-            "A process that the system kills may lack memory; `paceline logs` has what it printed.",
-            traceback=told,
-        )
-    if at is None:
-        told = "\n".join(lines[-TOLD_LINES:])
-        return UserCodeError(f"the script ended with exit code {status}.", "Its last lines follow.", traceback=told)
-    end = next((i for i in range(at + 1, len(lines)) if re.match(r"\S", lines[i])), len(lines) - 1)
-    raised = lines[end].split(":")[0].rsplit(".", 1)[-1]
-    text = "\n".join(lines[at:]) + "\n"
-    return UserCodeError(f"the script raised {lines[end]}", "Its traceback follows.", type=raised, traceback=text)

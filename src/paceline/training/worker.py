@@ -18,7 +18,9 @@ from paceline.messages.from_worker import Probed, Ready, ScriptReady, Unloadable
 from paceline.messages.message import Message
 from paceline.messages.to_worker import (
     CheckRound,
+    EndScript,
     EvaluateRound,
+    GiveUp,
     ProbeSetup,
     RunScript,
     SaveOutput,
@@ -34,6 +36,7 @@ from paceline.training.data import lost_reader
 from paceline.training.job import TrainingJob
 from paceline.training.mode import DamagedCheckpoint, damage_of
 from paceline.training.monitor import Monitor
+from paceline.training.outputs import save_output
 from paceline.training.packages import NodeCache
 from paceline.training.probe import probe
 from paceline.training.script import ScriptRun
@@ -65,7 +68,7 @@ class WorkerProcess:
         self._monitor = Monitor()
         self._job: TrainingJob | None = None
         self._script: ScriptRun | None = None
-        self._channel = Channel(env, self._give_up)
+        self._channel = Channel(env, self._interrupt)
 
     def run(self) -> None:
         """Serve until the agent ends this process. Raises MasterGone where the master goes away first."""
@@ -74,11 +77,11 @@ class WorkerProcess:
         while True:
             self._channel.send(self._answer(self._channel.receive()))
 
-    def _give_up(self, key: str) -> None:
-        if self._job is not None:
-            self._job.give_up(key)
-        if self._script is not None:
-            self._script.give_up()
+    def _interrupt(self, order: GiveUp | EndScript) -> None:
+        if isinstance(order, GiveUp) and self._job is not None:
+            self._job.give_up(order.key)
+        if isinstance(order, EndScript) and self._script is not None:
+            self._script.end(order.stacks)
 
     def _beat(self) -> None:
         """Once the channel is gone, end the process, whatever its main thread waits for: nothing it does counts now.
@@ -103,8 +106,11 @@ class WorkerProcess:
                 return self._probe(order)
             if isinstance(order, ScriptSetup):
                 return self._set_up_script(order)
-            if self._script is not None:
-                return self._do_script(self._script, order)
+            if isinstance(order, SaveOutput):
+                return save_output(order.folder, self._env, self._blobs)
+            if isinstance(order, RunScript) and self._script is not None:
+                with self._monitor.doing("script"):
+                    return self._script.run(order)
             if self._job is None:
                 raise ProtocolError("an order came before the setup.")
             return _do(self._job, order)
@@ -124,17 +130,9 @@ class WorkerProcess:
 
     def _set_up_script(self, setup: ScriptSetup) -> ScriptReady:
         with self._monitor.doing("building"):
-            self._script = ScriptRun(setup.submission, self._env, self._cache(), self._blobs, self._channel.send)
+            send, monitor = self._channel.send, self._monitor
+            self._script = ScriptRun(setup.submission, self._env, self._cache(), self._blobs, send, monitor)
         return self._script.ready()
-
-    def _do_script(self, script: ScriptRun, order: ToWorker) -> Message:
-        match order:
-            case RunScript():
-                with self._monitor.doing("script"):
-                    return script.run(order)
-            case SaveOutput():
-                return script.save_output()
-        raise ProtocolError(f"a script takes no such order: {order.kind}.")
 
     def _probe(self, setup: ProbeSetup) -> Probed:
         with self._monitor.doing("probe"):

@@ -31,7 +31,6 @@ from paceline.spec import Submission, TrainOptions
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 COUNTS = ("step", "samples")  # of an evaluation
 KEEP_ALIVE_S = 15.0
-LOG_PAGE_BYTES = 256 * 1024
 LOOKED_AT_WITHIN_S = 1.0
 
 Place = Annotated[int, Query(ge=0, lt=2**53)]
@@ -279,7 +278,9 @@ async def result(master: The, row: TheJob) -> ResultView:
 @router.post("/{job_id}/delivered", status_code=204)
 def delivered(master: The, row: TheJob, digest: str) -> None:
     """The client has the model and checked its digest."""
-    if row.delivery is None or row.delivery.get("digest", row.delivery["blob"]) != digest:
+    known = {row.delivery.get("digest", row.delivery["blob"])} if row.delivery else set()
+    known |= {folder["blob"] for folder in (row.delivery or {}).get("folders", ()) if folder}
+    if digest not in known:
         raise Conflict(f"job {row.id} has no model with the digest {digest[:24]}….", "Fetch the result again.")
     master.store.mark_delivered(row.id, time.time())
 
@@ -320,12 +321,7 @@ async def workers(master: The, row: TheJob) -> list[WorkerView]:
 
 
 @router.get("/{job_id}/logs")
-def logs(master: The, row: TheJob, offset: Place = 0) -> LogPage:
-    """What the job's workers printed, from a byte offset on."""
-    path = master.logs / f"{row.id}.log"
-    if not path.exists():
-        return LogPage(text="", next_offset=0)
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(LOG_PAGE_BYTES)
-    return LogPage(text=data.decode(errors="replace"), next_offset=offset + len(data))
+def logs(master: The, row: TheJob, offset: Place = 0, rank: Place | None = None) -> LogPage:
+    """What the job's workers printed, from a place on; of one rank, or of all. 0 is the first place."""
+    text, end = master.logs.page(row.id, offset, rank)
+    return LogPage(text=text, next_offset=end)

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from paceline import versions
 from paceline.errors import Conflict, Expired
 from paceline.master.context import Master, The, TheCaller, TheJob, allow
+from paceline.master.delivery import KeptFolder
 from paceline.master.retention import expires_at
 from paceline.master.routes.jobs import JobView, check_blobs, view
 from paceline.messages.from_worker import Returned
@@ -22,15 +23,17 @@ router = APIRouter(tags=["scripts"], dependencies=[allow("client")])
 
 
 class OutputView(BaseModel):
-    """What a script left. blob: a tar file of its output folder, where it made one. returned: by each rank, of a call.
+    """What a script left. blob, nbytes: a tar file of rank 0's output folder, where there is one.
 
-    expires_at: when it is kept no longer.
+    folders: those of each rank, the same for all ranks of a node. returned: by each rank, of a call. expires_at: when
+    it is kept no longer.
     """
 
     job_id: str
     blob: str | None
     nbytes: int
     folder: str
+    folders: list[KeptFolder | None]
     returned: list[Returned | None]
     expires_at: float | None
 
@@ -64,7 +67,7 @@ def _check_versions(master: Master, submission: ScriptSubmission) -> None:
 
 @router.get("/jobs/{job_id}/output")
 async def output(row: TheJob) -> OutputView:
-    """What a script left, one that failed too; fetch the blob, then acknowledge."""
+    """What a script left, one that failed or was cancelled too; fetch the blob, then acknowledge."""
     if row.delivery is None or "returned" not in row.delivery:
         raise Conflict(f"job {row.id} is {row.state} and has no output.", "Wait for it, or see `paceline job`.")
     at = expires_at(row)
@@ -75,6 +78,7 @@ async def output(row: TheJob) -> OutputView:
         blob=row.delivery["blob"] or None,
         nbytes=row.delivery["nbytes"],
         folder=row.delivery["folder"],
+        folders=row.delivery["folders"],
         returned=row.delivery["returned"],
         expires_at=at,
     )
