@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from paceline.spec import TrainOptions
+from paceline.training.memory import device_full, out_of_memory
 from paceline.training.program import Program, assemble, build_model
+from paceline.training.recompute import recomputing
 
 FAKE_BOUND_S = 30.0
 OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step imports
@@ -29,12 +31,16 @@ OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step i
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. model: parameters and buffers. activations: the most that a microbatch adds for forward and backward."""
+    """Bytes. model: parameters and buffers. activations: the most that a microbatch adds for forward and backward.
+
+    recomputed: the same where a sharded model's units compute them again in backward; 0 where it can't be told.
+    """
 
     model: int
     gradients: int
     optimizer: int
     activations: int
+    recomputed: int
 
     @property
     def state(self) -> int:
@@ -88,18 +94,31 @@ def _storages(values: Any) -> Iterable[torch.UntypedStorage]:
 
 
 def footprint(program: Program, batch: Any) -> Footprint:
-    """Run one microbatch and one update, and count. The gradients are there before, as in most microbatches."""
+    """Run a microbatch twice and one update, and count. The gradients are there before, as in most microbatches."""
     program.model.train()
     for parameter in program.parameters:
         parameter.grad = torch.zeros_like(parameter)
     with LiveBytes() as live:
         program.cell_loss(batch).backward()
+    again = _recomputed(program, batch)
     program.optimizer.step()
     program.optimizer.zero_grad(set_to_none=True)
-    return kept(program, live.most)
+    return kept(program, live.most, again)
 
 
-def kept(program: Program, activations: int) -> Footprint:
+def _recomputed(program: Program, batch: Any) -> int:
+    try:
+        with recomputing(program.model), LiveBytes() as live:
+            program.cell_loss(batch).backward()
+    except Exception as error:
+        if out_of_memory(error) or device_full(error):
+            raise
+        print(f"paceline: the model's activations can't be computed again: {error!r}")  # noqa: T201 - few jobs need it
+        return 0
+    return live.most
+
+
+def kept(program: Program, activations: int, recomputed: int) -> Footprint:
     """The footprint of a program whose optimizer has done a step."""
     state = tree_leaves([list(entries.values()) for entries in program.optimizer.state.values()])
     return Footprint(
@@ -107,6 +126,7 @@ def kept(program: Program, activations: int) -> Footprint:
         gradients=sum(parameter.nbytes for parameter in program.parameters),
         optimizer=sum(t.nbytes for t in state if isinstance(t, torch.Tensor)),
         activations=activations,
+        recomputed=recomputed,
     )
 
 

@@ -228,7 +228,7 @@ class _Measurement:
             if out_of_memory(error) or device_full(error):
                 raise
             print(f"paceline: the model's activations can't be counted: {error!r}")  # noqa: T201 - it trains all the same
-            return kept(self._program, activations=0)
+            return kept(self._program, activations=0, recomputed=0)
 
     def _as_in_a_checkpoint(self, cells: int) -> None:
         """Take what training takes beside its steps: an evaluation, the best model, a checkpoint that is written."""
@@ -258,6 +258,7 @@ class _Measurement:
             update_s=mean(step.update for step in steps),
             state_bytes=took.state,
             activation_bytes=took.activations,
+            recomputed_bytes=took.recomputed,
             worker_bytes=self._memory.most + sums * took.gradients,
             exchange_bytes=took.gradients,
             build_s=built_s,
