@@ -12,7 +12,8 @@ import os
 import select
 import signal
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,9 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from paceline.spec import TrainOptions
-from paceline.training.memory import device_full, out_of_memory
 from paceline.training.program import Program, assemble, build_model
-from paceline.training.recompute import recomputing
+from paceline.training.recompute import recomputed_units
 
 FAKE_BOUND_S = 30.0
 OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step imports
@@ -33,7 +33,7 @@ OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step i
 class Footprint:
     """Bytes. model: parameters and buffers. activations: the most that a microbatch adds for forward and backward.
 
-    recomputed: the same where a sharded model's units compute them again in backward; 0 where it can't be told.
+    recomputed: the same where a sharded model's units compute them again in backward.
     """
 
     model: int
@@ -75,6 +75,10 @@ class LiveBytes(TorchDispatchMode):
             self._note(storage, storage.nbytes())
         return result
 
+    @property
+    def now(self) -> int:
+        return self._now
+
     def _note(self, storage: torch.UntypedStorage, nbytes: int) -> None:
         key = storage._cdata
         if key in self._alive:
@@ -94,28 +98,51 @@ def _storages(values: Any) -> Iterable[torch.UntypedStorage]:
 
 
 def footprint(program: Program, batch: Any) -> Footprint:
-    """Run a microbatch twice and one update, and count. The gradients are there before, as in most microbatches."""
+    """Run one microbatch and one update, and count. The gradients are there before, as in most microbatches."""
     program.model.train()
     for parameter in program.parameters:
         parameter.grad = torch.zeros_like(parameter)
-    with LiveBytes() as live:
+    with LiveBytes() as live, _passes(program.model, live) as passes:
         program.cell_loss(batch).backward()
-    again = _recomputed(program, batch)
     program.optimizer.step()
     program.optimizer.zero_grad(set_to_none=True)
-    return kept(program, live.most, again)
+    return kept(program, live.most, _recomputed(live.most, passes))
 
 
-def _recomputed(program: Program, batch: Any) -> int:
+@dataclass(frozen=True)
+class Pass:
+    """Bytes that a unit's forward leaves for backward: all of them, and its outputs, which are the next's inputs."""
+
+    inside: int
+    outputs: int
+
+
+@contextmanager
+def _passes(model: torch.nn.Module, live: LiveBytes) -> Iterator[list[Pass]]:
+    """The forwards, inside the block, of the units that could be computed again."""
+    found: list[Pass] = []
+    entered: list[int] = []
+
+    def leave(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
+        inside = live.now - entered.pop()
+        storages = {storage._cdata: storage.nbytes() for storage in _storages(outputs)}
+        found.append(Pass(inside, min(inside, sum(storages.values()))))
+
+    handles = []
+    for unit in recomputed_units(model):
+        handles.append(unit.register_forward_pre_hook(lambda *_: entered.append(live.now)))
+        handles.append(unit.register_forward_hook(leave))
     try:
-        with recomputing(program.model), LiveBytes() as live:
-            program.cell_loss(batch).backward()
-    except Exception as error:
-        if out_of_memory(error) or device_full(error):
-            raise
-        print(f"paceline: the model's activations can't be computed again: {error!r}")  # noqa: T201 - few jobs need it
-        return 0
-    return live.most
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recomputed(most: int, passes: Sequence[Pass]) -> int:
+    """Of the most that a microbatch takes, what is left where units keep their inputs, and one at a time the rest."""
+    inside = [each.inside for each in passes]
+    return most - sum(inside) + sum(each.outputs for each in passes) + max(inside, default=0)
 
 
 def kept(program: Program, activations: int, recomputed: int) -> Footprint:

@@ -106,6 +106,7 @@ class _Measurement:
         self._options = setup.submission.options
         self._device = torch.device(setup.device)
         self._watch = Stopwatch()
+        self._snapshot = Snapshot()
 
     def profile(self) -> Profile | int:
         """The profile; or the bytes that the job needs, where fake tensors tell that they are more than the limit."""
@@ -153,8 +154,12 @@ class _Measurement:
     # ---- times ----
 
     def _whole_steps(self) -> tuple[list[StepTime], int]:
-        """(steps of the grid; their microbatches)."""
+        """(steps of the grid; their microbatches). A checkpoint's copy is there from the first one on.
+
+        For the heap goes on growing for some ten steps after it.
+        """
         first = self._one_step(1)
+        self._snapshot.take(self._program.model, self._program.optimizer, best=None)
         cells = min(self._grid.num_cells(0), max(1, int(MOST_STEP_S / sum(first.cells))))
         return self._steps(self._grid.cell_size, cells, FULL_S), cells
 
@@ -240,10 +245,9 @@ class _Measurement:
             evaluate(self._program, self._val, size, first, self._watch)
         best = model_tensors(self._program.model) if self._keeps_best else None
         steps = self._stepping(self._grid.cell_size, cells)
-        snapshot = Snapshot()
         until = time.perf_counter() + FULL_S
-        while time.perf_counter() < until:  # the heap goes on growing for some steps
-            snapshot.take(self._program.model, self._program.optimizer, best)
+        while time.perf_counter() < until:
+            self._snapshot.take(self._program.model, self._program.optimizer, best)
             next(steps)
 
     def _as_profile(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -11,26 +10,18 @@ from torch.utils.checkpoint import checkpoint
 from paceline.units import choose_units, tree_of
 
 
+def can_recompute(unit: torch.nn.Module) -> bool:
+    """Not with batch-norm: its statistics would be taken twice."""
+    return not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in unit.modules())
+
+
 def recompute(unit: torch.nn.Module) -> None:
-    """From now on. A unit with batch-norm stays as it is: its statistics would be taken twice."""
-    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in unit.modules()):
-        return
+    """From now on. Loads torch's compiler at the first call."""
     forward = unit.forward
     unit.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-@contextmanager
-def recomputing(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block, all units that the model would be cut into are computed again, but for the root's rest."""
+def recomputed_units(model: torch.nn.Module) -> Sequence[torch.nn.Module]:
+    """Of the units that the model would be cut into: all that can be computed again, but for the root's rest."""
     modules = dict(model.named_modules())
-    units = [modules[path] for path in choose_units(tree_of(model)) if path]
-    before = [unit.__dict__.get("forward") for unit in units]  # most have their class's alone
-    try:
-        for unit in units:
-            recompute(unit)
-        yield
-    finally:
-        for unit, forward in zip(units, before, strict=True):
-            unit.__dict__.pop("forward", None)
-            if forward is not None:
-                unit.forward = forward
+    return [modules[path] for path in choose_units(tree_of(model)) if path and can_recompute(modules[path])]

@@ -18,7 +18,7 @@ from paceline.errors import InvalidSpec
 from paceline.grid import derive_seed
 from paceline.plan import Sharding
 from paceline.training.program import build_model
-from paceline.training.recompute import recompute
+from paceline.training.recompute import can_recompute, recompute
 from paceline.training.seeds import seed_everything
 from paceline.training.sharded.group import GatherUnit, ScatterGradients, ShardGroup
 from paceline.units import choose_units, tree_of
@@ -63,7 +63,7 @@ def shard(model: torch.nn.Module, group: ShardGroup, seed: int, sharding: Shardi
         unit = modules[path]
         inside = {name: m for name, m in modules.items() if not path or name == path or name.startswith(f"{path}.")}
         materialise(inside, modules, seed, group.device)
-        if path and sharding.recompute:
+        if path and sharding.recompute and can_recompute(unit):
             recompute(unit)
         cut = fully_shard(unit, mesh=group.mesh, offload_policy=offload)
         cut.set_custom_all_gather(GatherUnit(group))  # type: ignore[arg-type]  # the base class is not public
