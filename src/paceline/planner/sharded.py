@@ -25,7 +25,8 @@ from paceline.spec import Facts, Keep, Submission, TrainOptions
 
 COPIES = 4  # parameters, gradients and two of the optimizer's
 FSDP_BYTES = 48 * 2**20  # that its import takes
-UNITS_AT_ONCE = 4  # whole ones: two gathered, one's gradients, and those once more while they are summed
+# Whole ones: two gathered, one's gradients, those once more while they are summed, and gloo's copy of what it moves.
+UNITS_AT_ONCE = 5
 
 
 @dataclass(frozen=True)
