@@ -21,11 +21,11 @@ from paceline.training.sharded.group import ShardGroup
 from paceline.training.sharded.materialise import shard, skeleton
 
 SEED = 3
-UNITS, WIDTH, SAMPLES = 16, 512, 1024
+UNITS, WIDTH, SAMPLES = 16, 256, 2048
 
 
 def deep() -> torch.nn.Module:
-    """Units of a MiB each, with dropout, whose random numbers are drawn twice where it is recomputed."""
+    """Units of a quarter of a MiB each, with dropout, whose random numbers are drawn twice where it is recomputed."""
     block = [
         torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Dropout(0.1), torch.nn.Tanh()) for _ in range(UNITS)
     ]
@@ -91,4 +91,4 @@ def test_what_an_unsharded_pass_takes_foretells_a_sharded_one_with_and_without_r
     for again, activations in ((False, found.activations), (True, found.recomputed)):
         _, most = trained(alone, Sharding(microbatches=1, recompute=again))
         assert most == pytest.approx(activations + beside, rel=0.15)
-    assert found.recomputed < found.activations / 2
+    assert found.recomputed < 2 / 3 * found.activations
