@@ -17,9 +17,9 @@ from paceline.stop import MaxTime, StopCondition, bound_of, leaves, step_bound
 
 # A process with torch, before any model, what it has in use of torch's files included; of accelerators', not measured.
 BASE_BYTES = {"cpu": 256 * 2**20, "cuda": 400 * 2**20, "mps": 400 * 2**20}
-# Of the gradients, in an exchange: what leaves, what comes, the sum, and gloo's copy of it. They come and go in turns
-# with a backward's, so that the heap falls into pieces: half as much again.
-EXCHANGE_COPIES = 6
+# Of the gradients, beside a lone worker's: what leaves, what comes, the sum, and gloo's copy of it, less the one that a
+# smaller share adds up to, and two that the heap loses, where they come and go in turns with a backward's.
+EXCHANGE_COPIES = 5
 FORM_S = 0.2  # that workers take to find each other, when there are several
 BACKWARD_PART = 2 / 3  # of a microbatch's time
 FORWARD_PART = 1 / 3
