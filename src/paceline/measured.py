@@ -66,8 +66,9 @@ class Profile(BaseModel):
 
     cells: at a few sizes, ascending. update_s: what a step takes once, whatever its share: clipping, optimizer.
     state_bytes: parameters, gradients, optimizer state and buffers. activation_bytes: the most that a microbatch of
-    `cell_samples` adds for its forward and backward. worker_bytes: growth over a bare worker, data included.
-    exchange_bytes: gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
+    `cell_samples` adds for its forward and backward. recomputed_bytes: the same where a sharded model's units compute
+    them again; 0 where that is not known. worker_bytes: growth over a bare worker, data included. exchange_bytes:
+    gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
     it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries
     the times over to slower and faster nodes; None where it is not known.
 
@@ -83,6 +84,7 @@ class Profile(BaseModel):
     update_s: float
     state_bytes: int
     activation_bytes: int
+    recomputed_bytes: int = 0
     worker_bytes: int
     exchange_bytes: int
     build_s: float

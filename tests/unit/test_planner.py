@@ -14,7 +14,7 @@ import paceline as pl
 from paceline.plan import Device, Node, Plan
 from paceline.planner.growth import one_more
 from paceline.planner.planner import plan_workers
-from paceline.planner.predict import WORKER_BASE_BYTES
+from paceline.planner.predict import BASE_BYTES, EXCHANGE_COPIES
 from paceline.planner.rooms import MASTER_BYTES, when_idle
 from paceline.spec import Facts, TrainOptions
 
@@ -313,9 +313,9 @@ def test_the_masters_node_keeps_a_core_and_memory_for_the_master() -> None:
 
 
 def test_memory_is_counted_from_the_models_parameters() -> None:
-    assert placed([node("a")], Facts()).memory_per_worker == WORKER_BASE_BYTES
-    assert placed([node("a")]).memory_per_worker == WORKER_BASE_BYTES + 8 * 4_000_000
-    assert placed([node("a")], microbatches=1).memory_per_worker == WORKER_BASE_BYTES + 5 * 4_000_000
+    assert placed([node("a")], Facts()).memory_per_worker == BASE_BYTES["cpu"]
+    assert placed([node("a")]).memory_per_worker == BASE_BYTES["cpu"] + (5 + EXCHANGE_COPIES) * 4_000_000
+    assert placed([node("a")], microbatches=1).memory_per_worker == BASE_BYTES["cpu"] + 5 * 4_000_000
     assert placed([node("a")], resources=pl.Resources(memory="1GiB")).memory_per_worker == GIB
 
 

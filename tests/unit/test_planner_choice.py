@@ -302,9 +302,9 @@ def test_a_cost_that_no_node_keeps_is_refused_with_the_one_that_would_do() -> No
 def test_a_model_that_fits_no_node_is_refused_with_both_amounts() -> None:
     with pytest.raises(pl.Unplaceable) as caught:
         planned([quick("a", memory=GIB)], worker_bytes=4 * GIB)
-    assert "1 worker(s) with 1 core(s) and 4.4 GiB each on cpu" in caught.value.fact
+    assert "1 worker(s) with 1 core(s) and 4.3 GiB each on cpu" in caught.value.fact
     assert "The best node, a, has 1 of 1 cores free, 1.0 GiB of 1.0 GiB memory free" in caught.value.fact
-    assert "a node with 4.4 GiB" in caught.value.remedy
+    assert "a node with 4.3 GiB" in caught.value.remedy
     assert caught.value.details["busy"] is False
 
 

@@ -12,7 +12,7 @@ import paceline as pl
 from paceline.measured import Calibration, CellTime, Link, Measured, Profile
 from paceline.plan import Node, Prediction
 from paceline.planner.network import GIGABIT
-from paceline.planner.predict import FORM_S, WORKER_BASE_BYTES, Slot, best_shares, predict
+from paceline.planner.predict import BASE_BYTES, EXCHANGE_COPIES, FORM_S, Slot, best_shares, predict
 from paceline.planner.profiles import Workload, cell_seconds
 from paceline.spec import Facts
 
@@ -192,8 +192,8 @@ def test_workers_that_training_has_timed_are_predicted_by_that() -> None:
 
 def test_memory_is_the_workers_own_and_what_an_exchange_holds() -> None:
     alone, gang = predicted(work(), [node("a")]), predicted(work(), [node("a"), node("a")])
-    assert alone.memory_bytes == WORKER_BASE_BYTES + 24 * MIB
-    assert gang.memory_bytes == alone.memory_bytes + 3 * 4 * MIB
+    assert alone.memory_bytes == BASE_BYTES["cpu"] + 24 * MIB
+    assert gang.memory_bytes == alone.memory_bytes + EXCHANGE_COPIES * 4 * MIB
     coarse = predicted(work(microbatches=2), [node("a")])
     assert coarse.memory_bytes == alone.memory_bytes + 3 * 2 * MIB  # activations of four times the samples
 

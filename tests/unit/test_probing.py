@@ -124,6 +124,16 @@ def test_a_model_near_the_memory_there_is_is_probed_however_short_its_job() -> N
     assert isinstance(decided(job, [node("a", memory=64 * GIB)]), Planned)
 
 
+def test_workers_of_one_node_are_probed_where_all_of_them_come_near_its_memory() -> None:
+    job = sent(
+        HEAVY.model_copy(update={"parameter_bytes": 50 * 2**20}),
+        stop=pl.MaxSteps(3),
+        resources=pl.Resources(workers=3),
+    )
+    assert isinstance(decided(job, [node("a", memory=3 * GIB)]), ProbeWanted)
+    assert isinstance(decided(job, [node(name, memory=3 * GIB, cores=1) for name in "abc"]), Planned)
+
+
 def test_a_plan_that_is_only_shown_says_that_nothing_was_measured() -> None:
     nodes = [node("a")]
     plan = plan_workers(nodes, sent().options, HEAVY)
@@ -323,7 +333,7 @@ def test_what_did_not_fit_asks_for_its_memory_until_something_is_known_to_hold_i
     options = with_memory(sent().options, [lacking])
     assert options.resources.memory is not None
     assert 40 * GIB < options.resources.memory < 41 * GIB
-    with pytest.raises(pl.Unplaceable, match=r"40\.4 GiB"):
+    with pytest.raises(pl.Unplaceable, match=r"40\.2 GiB"):
         plan_workers([node("a")], options, HEAVY)
     assert too_large([lacking, profile_of(hardware_class="larger")]) == 0
     assert with_memory(sent().options, []) == sent().options

@@ -37,7 +37,7 @@ def measured(activation_gib: float, cell_samples: int) -> Measured:
     profile = Profile(
         hardware_class="cpu:AVX2", device="cpu", cells=(CellTime(samples=cell_samples, seconds=1.0),),
         cell_samples=cell_samples, update_s=0.1, state_bytes=GIB, activation_bytes=int(activation_gib * GIB),
-        worker_bytes=GIB, exchange_bytes=GIB, build_s=1.0, at=1.0,
+        recomputed_bytes=int(activation_gib * GIB) // 8, worker_bytes=GIB, exchange_bytes=GIB, build_s=1.0, at=1.0,
     )  # fmt: skip
     return Measured(profiles=(profile,))
 

@@ -6,6 +6,7 @@ A probe that is lost or late costs the job nothing but its plan's accuracy; an e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from paceline.messages.from_worker import FromWorker, Probed, WorkerFailed, Work
 from paceline.messages.to_worker import ProbeSetup
 from paceline.plan import Node, Placement, Plan
 from paceline.planner.planner import plan_workers
-from paceline.planner.predict import WORKER_BASE_BYTES
+from paceline.planner.predict import BASE_BYTES
 from paceline.planner.profiles import rough_seconds
 from paceline.planner.rooms import kept_back
 from paceline.spec import Facts, Submission, TrainOptions
@@ -56,7 +57,8 @@ def _places(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> tup
         return "not probed: no single place could hold it", []
     measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
     new = [place for place in places if (place.hardware_class, place.placement.kind) not in measured]
-    why = why_not(job, places, nodes) if new else "measured before, in a job of this kind"
+    crowd = max(Counter(worker.node_id for worker in plan.workers).values())
+    why = why_not(job, places, nodes, crowd) if new else "measured before, in a job of this kind"
     return why, [] if why else new
 
 
@@ -79,7 +81,7 @@ def places_for_one(options: TrainOptions, facts: Facts, kind: str, nodes: Sequen
             continue
         if placement.kind == kind:
             node = next(node for node in alike if node.id == placement.node_id)
-            found.append(ProbePlace(placement, hardware_class, _memory(node), node.speed_of(kind)))
+            found.append(ProbePlace(placement, hardware_class, _memory(node, kind), node.speed_of(kind)))
     return found
 
 
@@ -87,10 +89,13 @@ def _ranked(place: ProbePlace, rank: int) -> ProbePlace:
     return replace(place, placement=place.placement.model_copy(update={"rank": rank}))
 
 
-def why_not(job: Job, places: Sequence[ProbePlace], nodes: Sequence[Node]) -> str:
-    """Why a probe could change nothing, or costs more than it can save; "" where it is wanted."""
+def why_not(job: Job, places: Sequence[ProbePlace], nodes: Sequence[Node], crowd: int) -> str:
+    """Why a probe could change nothing, or costs more than it can save; "" where it is wanted.
+
+    crowd: workers that the plan puts on one node.
+    """
     options, facts = job.submission.options, job.submission.facts
-    if rough_bytes(options, facts) > DOUBT * min(place.memory for place in places):
+    if crowd * rough_bytes(options, facts) > DOUBT * min(place.memory for place in places):
         return ""
     seconds = rough_seconds(options, facts)
     if seconds is not None and seconds < PROBE_S:
@@ -112,8 +117,8 @@ def _fits(nodes: Sequence[Node], options: TrainOptions, facts: Facts, workers: i
     return True
 
 
-def _memory(node: Node) -> int:
-    return max(0, node.free_memory - kept_back(node) - WORKER_BASE_BYTES)
+def _memory(node: Node, kind: str) -> int:
+    return max(0, node.free_memory - kept_back(node) - BASE_BYTES[kind])
 
 
 # ---- what comes of it ----

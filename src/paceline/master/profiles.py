@@ -12,7 +12,7 @@ from paceline.master.states import Running, Worker
 from paceline.measured import CellTime, Measured, Profile
 from paceline.plan import Node, Plan
 from paceline.planner.planner import plan_workers
-from paceline.planner.predict import WORKER_BASE_BYTES
+from paceline.planner.predict import BASE_BYTES
 from paceline.spec import Keep, Submission, TrainOptions
 
 PROBE_STEPS = 20  # of real training that count as much as the probe
@@ -79,10 +79,11 @@ def _place(state: Running, worker: Worker) -> tuple[str, str]:
 
 def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOptions:
     """The options, with the memory that a probe found lacking where it did not fit: of the whole model."""
-    needs = too_large(profiles)
+    found = list(profiles)
+    needs = too_large(found)
     if not needs or options.sync == "sharded":
         return options
-    memory = max(needs + WORKER_BASE_BYTES, options.resources.memory or 0)
+    memory = max(needs + max(BASE_BYTES[profile.device] for profile in found), options.resources.memory or 0)
     return options.with_resources(memory=memory)
 
 

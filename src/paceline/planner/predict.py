@@ -15,8 +15,11 @@ from paceline.planner.profiles import Costs, Workload, costs
 from paceline.shares import Share, num_nodes, split_by_speed
 from paceline.stop import MaxTime, StopCondition, bound_of, leaves, step_bound
 
-WORKER_BASE_BYTES = 400 * 2**20  # a process with torch, before any model
-EXCHANGE_COPIES = 3  # of the gradients, in an exchange: what leaves, what comes, and the sum
+# A process with torch, before any model, what it has in use of torch's files included; of accelerators', not measured.
+BASE_BYTES = {"cpu": 256 * 2**20, "cuda": 400 * 2**20, "mps": 400 * 2**20}
+# Of the gradients, beside a lone worker's: what leaves, what comes, the sum, and gloo's copy of it, less the one that a
+# smaller share adds up to, and two that the heap loses, where they come and go in turns with a backward's.
+EXCHANGE_COPIES = 5
 FORM_S = 0.2  # that workers take to find each other, when there are several
 BACKWARD_PART = 2 / 3  # of a microbatch's time
 FORWARD_PART = 1 / 3
@@ -146,7 +149,7 @@ def worker_bytes(work: Workload, cost: Costs, workers: int) -> int:
     profile = cost.profile
     cell = profile.activation_bytes * (work.cell_samples / max(1, profile.cell_samples) - 1)
     exchanged = EXCHANGE_COPIES * profile.exchange_bytes if workers > 1 else 0
-    return WORKER_BASE_BYTES + max(0, round(profile.worker_bytes + cell)) + exchanged
+    return BASE_BYTES[profile.device] + max(0, round(profile.worker_bytes + cell)) + exchanged
 
 
 def slowdown(work: Workload, node: Node, workers: int) -> float:

@@ -16,7 +16,7 @@ from paceline.measured import Measured
 from paceline.plan import Node, NodeReason, Placement, Plan, Prediction, Sharding
 from paceline.planner.choose import allowed
 from paceline.planner.copies import copy_bytes, lacking
-from paceline.planner.predict import WORKER_BASE_BYTES, Slot, worker_bytes
+from paceline.planner.predict import BASE_BYTES, Slot, worker_bytes
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import excluded, fitting, kept_back, when_idle
 from paceline.planner.sharded_times import over_limits, predict_sharded
@@ -24,7 +24,9 @@ from paceline.shares import split_evenly
 from paceline.spec import Facts, Keep, Submission, TrainOptions
 
 COPIES = 4  # parameters, gradients and two of the optimizer's
-UNITS_AT_ONCE = 4  # whole ones: two gathered, one's gradients, and those once more while they are summed
+FSDP_BYTES = 48 * 2**20  # that its import takes
+# Whole ones: two gathered, one's gradients, those once more while they are summed, and gloo's copy of what it moves.
+UNITS_AT_ONCE = 5
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,21 @@ class Need:
     """What a sharded job takes. state_bytes: of all workers together; stored_bytes: of it, what a checkpoint holds.
     fixed_bytes: of each, whatever its part.
 
-    activation_bytes: of one sample in a pass; 0 where nothing is measured.
+    activation_bytes: of one sample in a pass; recomputed_bytes: the same where units compute their activations again.
+    Both 0 where nothing is measured.
     """
 
     state_bytes: int
     stored_bytes: int
     fixed_bytes: int
     activation_bytes: float
+    recomputed_bytes: float
     units: int
 
     def of_worker(self, workers: int, cell_size: int, sharding: Sharding) -> int:
         """Bytes that each of so many workers needs."""
-        activations = self.activation_bytes * cell_size
-        if sharding.recompute:
-            activations *= 2 / max(self.units, 2)
-        return self.fixed_bytes + -(-self.state_bytes // workers) + int(activations)
+        per_sample = self.recomputed_bytes if sharding.recompute else self.activation_bytes
+        return self.fixed_bytes + -(-self.state_bytes // workers) + int(per_sample * cell_size)
 
 
 def decided(
@@ -88,8 +90,8 @@ def plan_sharded(
 
     wish: workers that the user asked for since. known: of the model's profiles, the newest tells what activations take.
     """
-    need = _need(options, facts, known)
     options = _on_one_kind(nodes, options)
+    need = _need(options, facts, known)
     work = Workload(options, facts, known)
     usable = [node for node in nodes if not excluded(node, options)]
     asked = wish or options.resources.workers
@@ -164,12 +166,13 @@ def _need(options: TrainOptions, facts: Facts, known: Measured) -> Need:
     unit = facts.unit_bytes or facts.parameter_bytes
     copies = COPIES + (Keep.parse(options.keep).metric is not None)
     profile = max((p for p in known.profiles if p.cells), key=lambda p: p.at, default=None)
-    per_sample = profile.activation_bytes / max(profile.cell_samples, 1) if profile else 0.0
+    samples = max(profile.cell_samples, 1) if profile else 1
     return Need(
         state_bytes=copies * facts.parameter_bytes,
         stored_bytes=(copies - 1) * facts.parameter_bytes,  # all but gradients
-        fixed_bytes=WORKER_BASE_BYTES + UNITS_AT_ONCE * unit,
-        activation_bytes=per_sample,
+        fixed_bytes=BASE_BYTES[options.resources.device] + FSDP_BYTES + UNITS_AT_ONCE * unit,
+        activation_bytes=profile.activation_bytes / samples if profile else 0.0,
+        recomputed_bytes=profile.recomputed_bytes / samples if profile else 0.0,
         units=max(1, facts.parameter_bytes // max(unit, 1)),
     )
 
@@ -186,6 +189,8 @@ def _ladder(options: TrainOptions, facts: Facts, need: Need) -> Iterator[Shardin
     while cells < options.batch_size:
         cells = min(2 * cells, options.batch_size)
         yield Sharding(microbatches=cells)
+    if not need.recomputed_bytes:
+        return
     yield Sharding(microbatches=options.batch_size, recompute=True)
     if options.resources.device == "cuda":
         yield Sharding(microbatches=options.batch_size, recompute=True, offload=True)

@@ -13,7 +13,8 @@ import select
 import signal
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from paceline.spec import TrainOptions
 from paceline.training.program import Program, assemble, build_model
+from paceline.training.recompute import recomputed_units
 
 FAKE_BOUND_S = 30.0
 OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step imports
@@ -30,12 +32,16 @@ OVERHEAD_BYTES = 24 * 2**20  # of allocators, threads, and what the first step i
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. model: parameters and buffers. activations: the most that a microbatch adds for forward and backward."""
+    """Bytes. model: parameters and buffers. activations: the most that a microbatch adds for forward and backward.
+
+    recomputed: the same where a sharded model's units compute them again in backward.
+    """
 
     model: int
     gradients: int
     optimizer: int
     activations: int
+    recomputed: int
 
     @property
     def state(self) -> int:
@@ -70,6 +76,10 @@ class LiveBytes(TorchDispatchMode):
             self._note(storage, storage.nbytes())
         return result
 
+    @property
+    def now(self) -> int:
+        return self._now
+
     def _note(self, storage: torch.UntypedStorage, nbytes: int) -> None:
         key = storage._cdata
         if key in self._alive:
@@ -93,14 +103,50 @@ def footprint(program: Program, batch: Any) -> Footprint:
     program.model.train()
     for parameter in program.parameters:
         parameter.grad = torch.zeros_like(parameter)
-    with LiveBytes() as live:
+    with LiveBytes() as live, _passes(program.model, live) as passes:
         program.cell_loss(batch).backward()
     program.optimizer.step()
     program.optimizer.zero_grad(set_to_none=True)
-    return kept(program, live.most)
+    return kept(program, live.most, _recomputed(live.most, passes))
 
 
-def kept(program: Program, activations: int) -> Footprint:
+@dataclass(frozen=True)
+class Pass:
+    """Bytes that a unit's forward leaves for backward: all of them, and its outputs, which are the next's inputs."""
+
+    inside: int
+    outputs: int
+
+
+@contextmanager
+def _passes(model: torch.nn.Module, live: LiveBytes) -> Iterator[list[Pass]]:
+    """The forwards, inside the block, of the units that could be computed again."""
+    found: list[Pass] = []
+    entered: list[int] = []
+
+    def leave(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
+        inside = live.now - entered.pop()
+        storages = {storage._cdata: storage.nbytes() for storage in _storages(outputs)}
+        found.append(Pass(inside, min(inside, sum(storages.values()))))
+
+    handles = []
+    for unit in recomputed_units(model):
+        handles.append(unit.register_forward_pre_hook(lambda *_: entered.append(live.now)))
+        handles.append(unit.register_forward_hook(leave))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recomputed(most: int, passes: Sequence[Pass]) -> int:
+    """Of the most that a microbatch takes, what is left where units keep their inputs, and one at a time the rest."""
+    inside = [each.inside for each in passes]
+    return most - sum(inside) + sum(each.outputs for each in passes) + max(inside, default=0)
+
+
+def kept(program: Program, activations: int, recomputed: int) -> Footprint:
     """The footprint of a program whose optimizer has done a step."""
     state = tree_leaves([list(entries.values()) for entries in program.optimizer.state.values()])
     return Footprint(
@@ -108,6 +154,7 @@ def kept(program: Program, activations: int) -> Footprint:
         gradients=sum(parameter.nbytes for parameter in program.parameters),
         optimizer=sum(t.nbytes for t in state if isinstance(t, torch.Tensor)),
         activations=activations,
+        recomputed=recomputed,
     )
 
 

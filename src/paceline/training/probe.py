@@ -1,7 +1,8 @@
 """The probe of a job: what it costs on this node, measured by the very steps that training takes.
 
 It runs in a worker that is thrown away after, within a memory limit: fake tensors first, where the job might not fit,
-then whole steps of the grid, then microbatches of a half and a quarter. Nothing of it reaches the job's result.
+then whole steps of the grid, then such with a checkpoint's copies, then microbatches of a half and a quarter. Nothing
+of it reaches the job's result.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from paceline.training.program import build
 from paceline.training.sanity import SuspectStep
 from paceline.training.seeds import make_deterministic
 
-FULL_S, PART_S = 0.6, 0.15  # spent on whole steps of the grid, and on each smaller size
+FULL_S, COPIED_S, PART_S = 0.6, 0.9, 0.15  # spent on whole steps of the grid, with copies, and on each smaller size
 MOST_STEP_S = 2.0  # of a step that is timed whole; of a longer one, as many microbatches as fit
+COPIED_STEPS = 3  # at least, with copies: the heap grows by passes, not by seconds
 SMALLEST = 2  # samples: batch-norm can't train on one
 DOUBT = 0.25  # of the limit: what the spec's facts put below it runs without fake tensors first
 
@@ -107,6 +109,7 @@ class _Measurement:
         self._options = setup.submission.options
         self._device = torch.device(setup.device)
         self._watch = Stopwatch()
+        self._snapshot = Snapshot()
 
     def profile(self) -> Profile | int:
         """The profile; or the bytes that the job needs, where fake tensors tell that they are more than the limit."""
@@ -125,9 +128,10 @@ class _Measurement:
         self._pool = BatchNormPool(self._program.model)
         steps, timed_cells = self._whole_steps()
         took = self._footprint(to_device(batch, self._device))
+        self._as_in_a_checkpoint(timed_cells)
+        self._most = self._memory.most  # without what comes now: the job has no other sizes
         cells = [self._smaller(samples) for samples in self._smaller_sizes(_cell_s(steps))]
         full = CellTime(samples=self._grid.cell_size, seconds=_cell_s(steps))
-        self._as_in_a_checkpoint(timed_cells)
         return self._as_profile((*filter(None, cells), full), steps, took, timed_cells, built_s)
 
     @property
@@ -154,8 +158,12 @@ class _Measurement:
     # ---- times ----
 
     def _whole_steps(self) -> tuple[list[StepTime], int]:
-        """(steps of the grid; their microbatches)."""
+        """(steps of the grid; their microbatches). A checkpoint's copy is there from the first one on.
+
+        For the heap goes on growing for some ten steps after it.
+        """
         first = self._one_step(1)
+        self._snapshot.take(self._program.model, self._program.optimizer, best=None)
         cells = min(self._grid.num_cells(0), max(1, int(MOST_STEP_S / sum(first.cells))))
         return self._steps(self._grid.cell_size, cells, FULL_S), cells
 
@@ -229,7 +237,7 @@ class _Measurement:
             if out_of_memory(error) or device_full(error):
                 raise
             print(f"paceline: the model's activations can't be counted: {error!r}")  # noqa: T201 - it trains all the same
-            return kept(self._program, activations=0)
+            return kept(self._program, activations=0, recomputed=0)
 
     def _as_in_a_checkpoint(self, cells: int) -> None:
         """Take what training takes beside its steps: an evaluation, the best model, a checkpoint that is written."""
@@ -241,11 +249,12 @@ class _Measurement:
             evaluate(self._program, self._val, size, first, self._watch)
         best = model_tensors(self._program.model) if self._keeps_best else None
         steps = self._stepping(self._grid.cell_size, cells)
-        snapshot = Snapshot()
-        until = time.perf_counter() + FULL_S
-        while time.perf_counter() < until:  # the heap goes on growing for some steps
-            snapshot.take(self._program.model, self._program.optimizer, best)
+        until = time.perf_counter() + COPIED_S
+        for step in count(1):
+            self._snapshot.take(self._program.model, self._program.optimizer, best)
             next(steps)
+            if step >= COPIED_STEPS and time.perf_counter() > until:
+                break
 
     def _as_profile(
         self, cells: tuple[CellTime, ...], steps: list[StepTime], took: Footprint, timed_cells: int, built_s: float
@@ -259,7 +268,8 @@ class _Measurement:
             update_s=mean(step.update for step in steps),
             state_bytes=took.state,
             activation_bytes=took.activations,
-            worker_bytes=self._memory.most + sums * took.gradients,
+            recomputed_bytes=took.recomputed,
+            worker_bytes=self._most + sums * took.gradients,
             exchange_bytes=took.gradients,
             build_s=built_s,
             at=time.time(),

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 
 from paceline.errors import InvalidSpec
 from paceline.grid import derive_seed
 from paceline.plan import Sharding
 from paceline.training.program import build_model
+from paceline.training.recompute import can_recompute, recompute
 from paceline.training.seeds import seed_everything
 from paceline.training.sharded.group import GatherUnit, ScatterGradients, ShardGroup
 from paceline.units import choose_units, tree_of
@@ -63,8 +63,8 @@ def shard(model: torch.nn.Module, group: ShardGroup, seed: int, sharding: Shardi
         unit = modules[path]
         inside = {name: m for name, m in modules.items() if not path or name == path or name.startswith(f"{path}.")}
         materialise(inside, modules, seed, group.device)
-        if path and sharding.recompute and not _has_batchnorm(unit):
-            _recompute(unit)
+        if path and sharding.recompute and can_recompute(unit):
+            recompute(unit)
         cut = fully_shard(unit, mesh=group.mesh, offload_policy=offload)
         cut.set_custom_all_gather(GatherUnit(group))  # type: ignore[arg-type]  # the base class is not public
         cut.set_custom_reduce_scatter(ScatterGradients(group))  # type: ignore[arg-type]
@@ -149,14 +149,3 @@ def _fill(inside: dict[str, torch.nn.Module], device: torch.device) -> list[tupl
 def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     empty = torch.empty_like(tensor, device=device)
     return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
-
-
-def _has_batchnorm(unit: torch.nn.Module) -> bool:
-    """Its statistics would be taken twice."""
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in unit.modules())
-
-
-def _recompute(unit: torch.nn.Module) -> None:
-    """Keep the unit's inputs alone, and compute what is inside again in backward."""
-    forward = unit.forward
-    unit.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
