@@ -280,6 +280,7 @@ def test_a_detached_job_goes_on_until_it_is_cancelled_and_then_has_no_model(shel
     assert shell.json("cancel", job_id) == {"id": job_id, "state": "CANCELLED"}
     assert "had already ended" in shell.run("cancel", job_id).out
     assert shell.error("model", job_id)[0] == 12
+    assert shell.error("output", job_id)[1]["remedy"] == f"Fetch its `paceline model {job_id}`."
 
 
 def test_run_shows_what_a_script_prints_and_fetches_its_output(shell: Shell, up: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from paceline import versions
 from paceline.errors import Conflict, Expired
 from paceline.master.context import Master, The, TheCaller, TheJob, allow
 from paceline.master.delivery import KeptFolder
+from paceline.master.lives import is_script
 from paceline.master.retention import expires_at
 from paceline.master.routes.jobs import JobView, check_blobs, view
 from paceline.messages.from_worker import Returned
@@ -68,6 +69,8 @@ def _check_versions(master: Master, submission: ScriptSubmission) -> None:
 @router.get("/jobs/{job_id}/output")
 async def output(row: TheJob) -> OutputView:
     """What a script left, one that failed or was cancelled too; fetch the blob, then acknowledge."""
+    if not is_script(row.submission):
+        raise Conflict(f"job {row.id} is a training: no folder is kept.", f"Fetch its `paceline model {row.id}`.")
     if row.delivery is None or "returned" not in row.delivery:
         raise Conflict(f"job {row.id} is {row.state} and has no output.", "Wait for it, or see `paceline job`.")
     at = expires_at(row)
