@@ -16,7 +16,7 @@ from paceline.grid import Grid
 from paceline.testing.sabotage import Sabotage, Sabotaged
 
 from helpers import running_master, wait_until
-from points import EPOCHS, job_of
+from points import EPOCHS, job_of, slow
 from workloads import Rested, digits, spec
 
 TOP_EXPONENT_BIT = 1 << 30
@@ -61,7 +61,7 @@ def quarantined(job: pl.Job) -> list[dict[str, Any]]:
     return [event.data for event in job.events() if event.kind == "node_quarantined"]
 
 
-@pytest.mark.parametrize("how", [flip, enlarge, undefine])
+@pytest.mark.parametrize("how", [flip, undefine, *slow(enlarge)])
 def test_a_node_that_computes_wrongly_is_named_with_the_evidence_and_used_no_more(
     two_places: pl.Client,
     sabotage: Callable[..., Sabotage],
