@@ -306,8 +306,8 @@ def _ledger(master: Master, row: JobRow) -> list[dict[str, int]]:
 async def workers(master: The, row: TheJob) -> list[WorkerView]:
     """The job's live workers, by rank."""
     found = master.cluster.of_attempt(row.id, row.attempt)
-    planned = Plan.model_validate(row.plan).workers if row.plan else ()
-    shares = {worker.rank: worker.share for worker in planned}  # of now: a worker's placement is as it was started
+    # of now: a worker's placement is as it was started
+    shares = {placed["rank"]: placed["share"] for placed in (row.plan or {"workers": ()})["workers"]}
     return [
         WorkerView(
             rank=rank,
