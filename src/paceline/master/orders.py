@@ -94,11 +94,10 @@ def _order_training(job: Job, state: Running, now: float) -> Outcome:
         source=source,
         trusted_step=state.trusted_step,
     )
+    marked = training.model_copy(update={"unmarked_best": False})  # by this round, before it writes anything
     if copying:
-        marked = training.model_copy(update={"unmarked_best": False})
         state = replace(state, copying=marked, copied=frozenset(), copied_at=now, copy_s=0.0)
     if checkpoint:
-        marked = training.model_copy(update={"unmarked_best": False})
         state = replace(state, pending=marked, checkpointed_at=now)
     return _order(job, state, order, now)
 
