@@ -706,6 +706,20 @@ def test_another_member_saves_where_the_first_falls_silent_over_it() -> None:
     assert orders(commands)[1] == SaveRound(step=1, which="last")
 
 
+@pytest.mark.parametrize(("took_s", "next_after_s"), [(0.1, 30), (2.0, 100), (60.0, 300)])
+def test_checkpoints_that_take_long_are_made_as_much_more_seldom(took_s: float, next_after_s: float) -> None:
+    job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(10**4), eval_every=10**4))
+    job, commands = round_of(job, commands, now=40.0)
+    at = orders(commands)[0].from_step
+    assert orders(commands)[0].checkpoint
+    written = CheckpointWritten(checkpoint=CheckpointRef(step=at, blob="b", nbytes=1))
+    job, _ = step(job, Answer(1, 0, written), 40.0 + took_s)
+    job, commands = round_of(job, commands, now=39.9 + next_after_s)
+    assert not orders(commands)[0].checkpoint
+    job, commands = round_of(job, commands, now=40.1 + next_after_s)
+    assert orders(commands)[0].checkpoint
+
+
 def test_a_checkpoint_that_a_torn_round_may_not_have_written_is_asked_for_again() -> None:
     job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 3)
     job, commands = round_of(job, commands)
@@ -1417,7 +1431,7 @@ def test_a_lost_worker_ends_a_sharded_attempt_which_goes_on_from_its_checkpoint(
 def copying_job() -> tuple[Job, list[Command]]:
     """A job whose shards are copied, at the round after its first step."""
     sent = submission(batch_size=4, sync="sharded", stop=pl.MaxSteps(50), val=False)
-    sharding = Sharding(microbatches=4, copy_bytes=8)
+    sharding = Sharding(microbatches=4, copy_bytes=12)
     job, _ = step(Job(id="job", submission=sent), Planned(sharded_plan(3).model_copy(update={"sharding": sharding})), 0)
     for rank in range(3):
         job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)

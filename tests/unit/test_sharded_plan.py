@@ -243,18 +243,19 @@ def test_what_sharding_adds_to_a_step_is_traffic_alone(gib: float, units: int, w
 
 
 def test_copies_are_counted_and_made_only_where_every_chosen_node_has_room_for_them() -> None:
-    """10 GiB of state are 7.5 GiB without gradients: 2.5 a shard, on its own node and its neighbour's, twice."""
+    """10 GiB of state are 7.5 GiB without gradients: 2.5 a shard, on its own node and its neighbour's, in three
+    generations."""
 
     def planned(memory: int, tmpfs: int) -> Plan:
         nodes = [node(f"n{at}", memory=memory * GIB, tmpfs=(tmpfs if at == 1 else 64) * GIB) for at in range(3)]
         return placed(nodes, facts(2.5), resources=pl.Resources(workers=3))
 
-    without, roomy = planned(5, 64), planned(16, 64)
+    without, roomy = planned(5, 64), planned(24, 64)
     assert roomy.sharding is not None
-    assert roomy.sharding.copy_bytes == 10 * GIB
-    assert roomy.memory_per_worker == without.memory_per_worker + 10 * GIB
-    assert "10.0 GiB of it hold copies of shards" in roomy.summary
-    for plan, why in ((without, "10.0 GiB on n0, which has"), (planned(16, 8), "whose file system in memory has 8.0")):
+    assert roomy.sharding.copy_bytes == 15 * GIB
+    assert roomy.memory_per_worker == without.memory_per_worker + 15 * GIB
+    assert "15.0 GiB of it hold copies of shards" in roomy.summary
+    for plan, why in ((without, "15.0 GiB on n0, which has"), (planned(24, 8), "whose file system in memory has 8.0")):
         assert plan.sharding is not None
         assert plan.sharding.copy_bytes == 0
         assert why in plan.summary

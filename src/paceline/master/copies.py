@@ -14,7 +14,7 @@ from paceline.messages.to_worker import CopyOrder
 from paceline.planner.copies import GENERATIONS, neighbours
 
 COPY_EVERY_S = 1.0
-STANDSTILL = 0.02  # of the time: copies that take long are made as much more seldom
+SHARE = 0.02  # of the time may go into copies, also beside training: where they take long, they are as seldom
 
 
 def due(job: Job, state: Running, now: float) -> bool:
@@ -24,7 +24,7 @@ def due(job: Job, state: Running, now: float) -> bool:
         return False
     if state.pending is not None or state.copying is not None or at <= job.restored.step:
         return False
-    return now - state.copied_at >= max(COPY_EVERY_S, state.copy_s / STANDSTILL)
+    return now - state.copied_at >= max(COPY_EVERY_S, state.copy_s / SHARE)
 
 
 def order(job: Job, state: Running) -> CopyOrder:

@@ -92,7 +92,8 @@ def _checkpointed(job: Job, state: Running, ref: CheckpointRef, now: float) -> O
     if state.pending is None or state.pending.step != ref.step:
         return job, []
     checkpoints = (Checkpoint(ref=ref, training=state.pending), *job.checkpoints)
-    awaited, state = only_writes(state.order), replace(state, pending=None)
+    awaited = only_writes(state.order)
+    state = replace(state, pending=None, checkpoint_s=now - state.checkpointed_at)
     dropped = tuple(blob for checkpoint in checkpoints[KEPT_CHECKPOINTS:] for blob in checkpoint.ref.blobs)
     job = replace(job, checkpoints=checkpoints[:KEPT_CHECKPOINTS], state=state)
     if job.copies is not None and job.copies.step <= ref.step:

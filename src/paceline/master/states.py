@@ -91,8 +91,9 @@ class Running:
     lost each other, though none of them was gone, and trained no step. suspected: what says that the next step can't be
     right. trusted_step: one that was computed twice, to the same bits. step_s, evaluation_s: of the last
     round's steps, of the longest evaluation. preempted: why the job is to leave its nodes at the next commit.
+    checkpointed_at, checkpoint_s: when the last checkpoint was ordered, and how long the last whole one took.
     copying: of the commit whose shards are being copied, copied: by whom already. copied_at, copy_s: when the last
-    copies were ordered, and for how long training stood still for them. copies_failed: no more in this attempt.
+    copies were ordered, and how long they took. copies_failed: no more in this attempt.
     """
 
     plan: Plan
@@ -119,6 +120,7 @@ class Running:
     evaluation_s: float | None = None
     rounds: int = 0
     pending: Training | None = None
+    checkpoint_s: float = 0.0
     failed_joins: int = 0
     torn: int = 0
     suspected: Suspected | None = None

@@ -173,7 +173,7 @@ class CheckpointWritten(Message):
 
 
 class Copied(Message):
-    """This member's shard is where the order wanted it. seconds: that training stood still. error: why it is not."""
+    """This member's shard is where the order wanted it. seconds: that it took. error: why it is not."""
 
     kind: Literal["copied"] = "copied"
     step: int

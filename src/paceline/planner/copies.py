@@ -9,7 +9,7 @@ from paceline.explain import size
 from paceline.plan import Node
 from paceline.planner.rooms import kept_back
 
-GENERATIONS = 2  # the last copies stay until the next ones are whole
+GENERATIONS = 3  # the last copies stay until the next ones are whole; a checkpoint on its way lies there as well
 
 
 def neighbours(nodes: Sequence[str]) -> tuple[int, ...]:

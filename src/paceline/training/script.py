@@ -40,7 +40,8 @@ from paceline.transfer import BlobStore
 LOG_TAIL_BYTES = 64 * 1024
 TERM_GRACE_S = 10.0
 EVENT_FOLDERS = ("runs", "lightning_logs")  # where SummaryWriter and Lightning write, unless told otherwise
-OURS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # of workers that train: see engine/warm.py
+# Of workers that train: see engine/warm.py.
+OURS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 class ScriptRun:

@@ -117,11 +117,14 @@ class Checkpoints:
         self._around, self._group = around, group
         self._uploading: threading.Thread | None = None
 
-    def write(self, step: int, state: ShardedState) -> None:
-        """Write this member's file now, which takes no second copy in memory; upload it beside the training."""
+    def write(self, step: int, state: ShardedState, where: Path) -> None:
+        """Write this member's file now, a tensor at a time, and upload it beside the training.
+
+        where: a folder, the quicker the better: training stands still for the writing.
+        """
         if self._uploading is not None:
             self._uploading.join()
-        folder = self._around.scratch / f"checkpoint-{step}"
+        folder = where / f"checkpoint-{step}.{self._group.place}"
         writer = dcp.FileSystemWriter(folder, sync_files=False)  # what counts is the master's copy, which is synced
         plain = state.plain()
         try:

@@ -63,13 +63,12 @@ class Copies:
         except CheckpointException as failed:  # all members are told of it
             self._tell(step, 0.0, PacelineError(f"the shards of step {step} can't be copied: {failed}."))
             return
-        seconds = time.perf_counter() - started
         self._sending = threading.Thread(
-            target=self._send, args=(step, folder, order.to, plain, seconds), name="copies", daemon=True
+            target=self._send, args=(step, folder, order.to, plain, started), name="copies", daemon=True
         )
         self._sending.start()
 
-    def _send(self, step: int, folder: Path, to: Sequence[int], plain: str, seconds: float) -> None:
+    def _send(self, step: int, folder: Path, to: Sequence[int], plain: str, started: float) -> None:
         place = self._group.place
         mine = {path.name: path.stat().st_size for path in folder.glob(f"__{place}_*")}
         described = (folder / METADATA).read_bytes() if place == 0 else b""
@@ -86,9 +85,9 @@ class Copies:
         except LostPeer:
             return  # the attempt is over
         except OSError as error:
-            self._tell(step, seconds, disk_error(error, folder))
+            self._tell(step, time.perf_counter() - started, disk_error(error, folder))
         else:
-            self._tell(step, seconds)
+            self._tell(step, time.perf_counter() - started)
 
     def _tell(self, step: int, seconds: float, error: PacelineError | None = None) -> None:
         self._around.send(Copied(step=step, seconds=seconds, error=error.to_json() if error else None))

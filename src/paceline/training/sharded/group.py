@@ -91,6 +91,18 @@ class _Collective:
         return torch.empty(*size, dtype=dtype, device=device)
 
 
+class _Waiting(dist.Work):
+    """An exchange under way, whose failure is a lost member and whose end is waited for as an exchange."""
+
+    def __init__(self, work: dist.Work, group: ShardGroup) -> None:
+        super().__init__()
+        self._work, self._group = work, group
+
+    def wait(self, *timeout: Any) -> bool:
+        with self._group.exchange():
+            return bool(self._work.wait(*timeout))
+
+
 class GatherUnit(_Collective):
     """FSDP's all-gather of one unit's parameters, whose failure is a lost member and whose time is waiting."""
 
@@ -98,7 +110,8 @@ class GatherUnit(_Collective):
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> Any:
         with self._group.exchange():
-            return _gather(output_tensor, input_tensor, group=group, async_op=async_op)
+            work = _gather(output_tensor, input_tensor, group=group, async_op=async_op)
+        return work and _Waiting(work, self._group)
 
 
 class ScatterGradients(_Collective):

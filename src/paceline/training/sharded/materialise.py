@@ -7,7 +7,8 @@ over with its values keeps them: they lie in mapped files, and each worker copie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def shard(model: torch.nn.Module, group: ShardGroup, seed: int, sharding: Shardi
     """Give the model's units memory and values, and leave this member's shard of each. In place."""
     modules = dict(model.named_modules())
     offload = CPUOffloadPolicy() if sharding.offload and group.device.type == "cuda" else OffloadPolicy()
+    units = []
     for path in choose_units(tree_of(model)):  # the root's rest comes last: all below it is cut by then
         unit = modules[path]
         inside = {name: m for name, m in modules.items() if not path or name == path or name.startswith(f"{path}.")}
@@ -70,6 +72,28 @@ def shard(model: torch.nn.Module, group: ShardGroup, seed: int, sharding: Shardi
         cut.set_custom_reduce_scatter(ScatterGradients(group))  # type: ignore[arg-type]
         cut.set_force_sum_reduction_for_comms(True)
         cut.set_gradient_divide_factor(1.0)  # each cell's loss is weighted already: their gradients add up
+        if group.device.type == "cpu":  # which has no streams for FSDP to overlap by
+            cut._set_unshard_async_op(True)
+        units.append(cut)
+    _prefetch(units)
+
+
+def _prefetch(units: Sequence[Any]) -> None:
+    """Gather each unit while the one before it computes: in forward by the order of the first one, which is seen here.
+
+    units: modules that are cut, the model itself last.
+    Backward goes by the order of its own forward without being told.
+    """
+    order: list[Any] = []
+    hooks = [unit.register_forward_pre_hook(lambda entered, _: order.append(entered)) for unit in units]
+
+    def seen(*_: Any) -> None:
+        for hook in hooks:
+            hook.remove()
+        for before, after in pairwise(order):
+            before.set_modules_to_forward_prefetch([after])
+
+    hooks.append(units[-1].register_forward_hook(seen))
 
 
 def materialise(

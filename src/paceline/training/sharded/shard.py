@@ -25,8 +25,8 @@ from paceline.training.sharded.group import ShardGroup
 from paceline.training.sharded.materialise import shard, skeleton
 from paceline.training.sharded.trainer import ShardedTrainer
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-GIVE_BACK_FROM_BYTES = 1 << 20
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+LEAST_GIVEN_BACK_BYTES = 1 << 20
 
 
 class Shard:
@@ -35,7 +35,7 @@ class Shard:
     def __init__(self, around: Around, fields: dict[str, Any], sharding: Sharding) -> None:
         self._around, self._fields, self._sharding = around, fields, sharding
         self._options = around.setup.submission.options
-        _give_memory_back()
+        _give_back_units(around.setup.submission.facts.unit_bytes or 0)
         self._model = skeleton(fields["model"], self._options.seed)
         self._joined: tuple[ShardGroup, Program, ShardedTrainer] | None = None
 
@@ -124,7 +124,8 @@ class Shard:
             self._copies.take(order.from_step, order.copy_shards, self._state)
         if order.checkpoint:
             self._copies.wait()
-            self._checkpoints.write(order.from_step, self._state)
+            where = self._around.copies if self._sharding.copy_bytes else self._around.scratch
+            self._checkpoints.write(order.from_step, self._state, where)
 
     def save(self, order: SaveRound) -> Saved:
         if order.group is None:
@@ -134,9 +135,10 @@ class Shard:
         return upload_model(self._state.to_deliver(order.which), order.step, members, self._around)
 
 
-def _give_memory_back() -> None:
-    """Return every gathered unit's memory to the system at once; exact training's workers keep theirs, for speed."""
+def _give_back_units(largest_bytes: int) -> None:
+    """Return the memory of what is as large as a gathered unit to the system at once: the heap would break into holes.
+
+    What is smaller, activations above all, keeps its memory, as in exact training's workers: it is used again soon.
+    """
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(parameter, GIVE_BACK_FROM_BYTES)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, max(largest_bytes // 2, LEAST_GIVEN_BACK_BYTES))
