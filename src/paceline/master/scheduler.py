@@ -51,11 +51,14 @@ log = structlog.get_logger("scheduler")
 
 @dataclass
 class _Entry:
-    """What the queue knows of an unfinished job. since: it came, or was asked to leave. rank: that it started with."""
+    """What the queue knows of an unfinished job. since: it came, or was asked to leave. rank: that it started with. linked:
+    whether the links that its workers might use have been asked for.
+    """
 
     user: str
     since: float
     rank: float
+    linked: bool = False
 
 
 class Scheduler:
@@ -170,13 +173,18 @@ class Scheduler:
                     await self._turn_away(job_id, refusal)
 
     async def _start(self, job: AnyJob, plan: Plan) -> None:
-        """Its workers, or first a probe of its model, with the links that its workers might use."""
+        """Its workers, or first a probe of its model; before that, the links that its workers might use.
+
+        Not at once: a burst takes processor time from a probe, which would be told for the model's own.
+        """
         nodes = tuple(self._cluster.nodes())
         if isinstance(job, ScriptJob):
             return await self._handle(job.id, Planned(plan, nodes=nodes))
         event = probing.next_event(job, plan, nodes, self._knowledge.of(job.submission))
-        if isinstance(event, ProbeWanted):
+        if isinstance(event, ProbeWanted) and not self._entries[job.id].linked:
+            self._entries[job.id].linked = True
             self._measuring[job.id] = asyncio.create_task(self._measure_links(job.id, nodes))
+            return
         await self._handle(job.id, event)
 
     async def _measure_links(self, job_id: str, nodes: Sequence[Node]) -> None:
