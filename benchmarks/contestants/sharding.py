@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-BATCH, STEPS, WARM_UP_STEPS, WIDTH, LAYERS, LETTERS, LENGTH = 32, 40, 8, 512, 4, 64, 32
+BATCH, STEPS, WARM_UP_STEPS, WIDTH, LAYERS, LETTERS, LENGTH = 32, 60, 8, 512, 4, 64, 32
 
 optimizer = partial(torch.optim.AdamW, lr=1e-4)
 loss = cross_entropy
