@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from paceline.spec import Facts, TrainOptions
 
-COPIES_ALONE = 5  # parameters, gradients, two of the optimizer, a copy to save: what a worker without others grows by
+# What a worker without others grows by where the optimizer is Adam: parameters, gradients, two of the optimizer, and a
+# copy to save of all but the gradients.
+COPIES_ALONE = 7
 MOST_COPIES = COPIES_ALONE + 1  # and a partial sum, of one among others
 ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 

@@ -314,8 +314,8 @@ def test_the_masters_node_keeps_a_core_and_memory_for_the_master() -> None:
 
 def test_memory_is_counted_from_the_models_parameters() -> None:
     assert placed([node("a")], Facts()).memory_per_worker == BASE_BYTES["cpu"]
-    assert placed([node("a")]).memory_per_worker == BASE_BYTES["cpu"] + (5 + EXCHANGE_COPIES) * 4_000_000
-    assert placed([node("a")], microbatches=1).memory_per_worker == BASE_BYTES["cpu"] + 5 * 4_000_000
+    assert placed([node("a")]).memory_per_worker == BASE_BYTES["cpu"] + (7 + EXCHANGE_COPIES) * 4_000_000
+    assert placed([node("a")], microbatches=1).memory_per_worker == BASE_BYTES["cpu"] + 7 * 4_000_000
     assert placed([node("a")], resources=pl.Resources(memory="1GiB")).memory_per_worker == GIB
 
 
