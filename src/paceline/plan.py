@@ -180,7 +180,8 @@ class Sharding(BaseModel):
 
     recompute: activations are computed again in backward, unit by unit. offload: where the device is an accelerator,
     parameters' shards, gradients and optimizer state wait in the host's memory. copy_bytes: of each worker, that copies
-    of its shard take in nodes' memory; 0 where none are made.
+    of its shard take in nodes' memory; 0 where none are made. heap_bytes: of each worker, that its heap may lose to
+    holes, so that memory need not be fetched from the system anew for each use; 0 where it goes back at once.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -189,6 +190,7 @@ class Sharding(BaseModel):
     recompute: bool = False
     offload: bool = False
     copy_bytes: int = 0
+    heap_bytes: int = 0
 
 
 class Plan(BaseModel):

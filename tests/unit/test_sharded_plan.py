@@ -253,13 +253,30 @@ def test_copies_are_counted_and_made_only_where_every_chosen_node_has_room_for_t
     without, roomy = planned(5, 64), planned(24, 64)
     assert roomy.sharding is not None
     assert roomy.sharding.copy_bytes == 15 * GIB
-    assert roomy.memory_per_worker == without.memory_per_worker + 15 * GIB
+    assert roomy.memory_per_worker - roomy.sharding.heap_bytes == without.memory_per_worker + 15 * GIB
     assert "15.0 GiB of it hold copies of shards" in roomy.summary
     for plan, why in ((without, "15.0 GiB on n0, which has"), (planned(24, 8), "whose file system in memory has 8.0")):
         assert plan.sharding is not None
         assert plan.sharding.copy_bytes == 0
         assert why in plan.summary
         assert len(plan.workers) == 3
+
+
+def test_a_workers_heap_keeps_memory_only_where_every_chosen_node_has_room_for_its_holes() -> None:
+    """10 GiB of state: a third for each worker, and half as much for holes."""
+
+    def planned(room: int, asked: int | None = None) -> Plan:
+        nodes = [node(f"n{at}", memory=room * GIB, tmpfs=0) for at in range(3)]
+        return placed(nodes, facts(2.5), resources=pl.Resources(workers=3, memory=asked))
+
+    tight, roomy = planned(5), planned(7)
+    assert roomy.memory_per_worker - tight.memory_per_worker == 10 * GIB // 6
+    for plan, holes in ((tight, 0), (roomy, 10 * GIB // 6), (planned(7, asked=5 * GIB), 0)):
+        assert plan.sharding is not None
+        assert plan.sharding.heap_bytes == holes
+    asked = planned(7, asked=tight.memory_per_worker + 10 * GIB // 6)
+    assert asked.sharding is not None
+    assert (asked.memory_per_worker, asked.sharding.heap_bytes) == (roomy.memory_per_worker, 10 * GIB // 6)
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8))

@@ -51,8 +51,9 @@ log = structlog.get_logger("scheduler")
 
 @dataclass
 class _Entry:
-    """What the queue knows of an unfinished job. since: it came, or was asked to leave. rank: that it started with. linked:
-    whether the links that its workers might use have been asked for.
+    """What the queue knows of an unfinished job. since: it came, or was asked to leave. rank: that it started with.
+
+    linked: whether the links that its workers might use have been asked for.
     """
 
     user: str

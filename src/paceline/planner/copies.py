@@ -31,6 +31,12 @@ def copy_bytes(nodes: Sequence[str], stored_bytes: int) -> int:
     return max(-(-GENERATIONS * shard * files[node] // workers[node]) for node in workers)
 
 
+def spare(nodes: Sequence[Node], memory: int) -> int:
+    """Bytes for each worker beside its `memory`, on the fullest node. nodes: one for each worker."""
+    workers = Counter(node.id for node in nodes)
+    return min((node.free_memory - kept_back(node)) // workers[node.id] for node in nodes) - memory
+
+
 def lacking(nodes: Sequence[Node], memory: int, copies: int) -> str:
     """Why there is no room for so many bytes of copies beside each worker's `memory`; "" where there is.
 
@@ -38,10 +44,9 @@ def lacking(nodes: Sequence[Node], memory: int, copies: int) -> str:
     """
     workers = Counter(node.id for node in nodes)
     for node in sorted({node.id: node for node in nodes}.values(), key=lambda node: node.name):
-        wanted, spare = workers[node.id] * copies, node.free_memory - kept_back(node)
-        spare -= workers[node.id] * memory
-        if wanted > spare:
-            return f"they take {size(wanted)} on {node.name}, which has {size(max(0, spare))} to spare"
+        wanted, left = workers[node.id] * copies, node.free_memory - kept_back(node) - workers[node.id] * memory
+        if wanted > left:
+            return f"they take {size(wanted)} on {node.name}, which has {size(max(0, left))} to spare"
         if wanted > node.tmpfs:
             return f"they take {size(wanted)} on {node.name}, whose file system in memory has {size(node.tmpfs)}"
     return ""

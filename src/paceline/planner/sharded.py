@@ -15,7 +15,7 @@ from paceline.explain import counted, size
 from paceline.measured import Measured
 from paceline.plan import Node, NodeReason, Placement, Plan, Prediction, Sharding
 from paceline.planner.choose import allowed
-from paceline.planner.copies import copy_bytes, lacking
+from paceline.planner.copies import copy_bytes, lacking, spare
 from paceline.planner.predict import BASE_BYTES, Slot, worker_bytes
 from paceline.planner.profiles import Workload, costs
 from paceline.planner.rooms import excluded, fitting, kept_back, when_idle
@@ -27,6 +27,9 @@ COPIES = 4  # parameters, gradients and two of the optimizer's
 FSDP_BYTES = 48 * 2**20  # that its import takes
 # Whole ones: two gathered, one's gradients, those once more while they are summed, and gloo's copy of what it moves.
 UNITS_AT_ONCE = 5
+# Of a worker's part of the state, what its heap loses to holes where it keeps memory: blocks that stay, as gradients
+# and the optimizer's do, come to lie between such that go.
+HOLES = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Need:
         """Bytes that each of so many workers needs."""
         per_sample = self.recomputed_bytes if sharding.recompute else self.activation_bytes
         return self.fixed_bytes + -(-self.state_bytes // workers) + int(per_sample * cell_size)
+
+    def holes(self, workers: int) -> int:
+        """Bytes more, of each of them, where its heap keeps memory."""
+        return int(HOLES * self.state_bytes / workers)
 
 
 def decided(
@@ -233,12 +240,17 @@ def _places(nodes: Sequence[Node], options: TrainOptions, memory: int, idle: boo
 def _plan(nodes: Sequence[Node], options: TrainOptions, need: Need, cut: Cut) -> Plan:
     sharding, memory, hosts = cut.sharding, cut.memory, [slot.node for slot in cut.slots]
     shares = split_evenly(sharding.microbatches, len(hosts))
-    copies = copy_bytes([node.id for node in hosts], need.stored_bytes)
-    no_copies = lacking(hosts, memory, copies)
-    if options.resources.memory is not None:
+    copies, heap = copy_bytes([node.id for node in hosts], need.stored_bytes), need.holes(len(hosts))
+    if options.resources.memory is None:
+        no_copies = lacking(hosts, memory, copies)
+        memory += 0 if no_copies else copies
+        heap = heap if heap <= spare(hosts, memory) else 0
+        memory += heap
+    else:
         no_copies = "the memory of a worker was asked for"
-    if not no_copies:
-        sharding, memory = sharding.model_copy(update={"copy_bytes": copies}), memory + copies
+        left = memory - need.of_worker(len(hosts), _cell_size(options, sharding), sharding)
+        heap = heap if heap <= left else 0
+    sharding = sharding.model_copy(update={"copy_bytes": 0 if no_copies else copies, "heap_bytes": heap})
     workers = tuple(
         Placement(rank=rank, node_id=slot.node.id, node_name=slot.node.name, device=slot.device, share=share)
         for rank, (slot, share) in enumerate(zip(cut.slots, shares, strict=True))
@@ -271,6 +283,7 @@ def _summary(options: TrainOptions, need: Need, sharding: Sharding, workers: int
     steps = [f"a batch of {options.batch_size} in {sharding.microbatches} microbatches"]
     steps += ["activations computed again in backward"] if sharding.recompute else []
     steps += ["shards in the host's memory"] if sharding.offload else []
+    steps += [] if sharding.heap_bytes else ["a step's memory goes back to the system at each use, for want of room"]
     unmeasured = "" if need.activation_bytes else "; activations are not measured"
     return f"{whole}; {part}, {around}; {', '.join(steps)}{unmeasured}"
 

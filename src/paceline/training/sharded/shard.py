@@ -26,7 +26,7 @@ from paceline.training.sharded.materialise import shard, skeleton
 from paceline.training.sharded.trainer import ShardedTrainer
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
-LEAST_GIVEN_BACK_BYTES = 1 << 20
+GIVEN_BACK_FROM_BYTES = 1 << 20
 
 
 class Shard:
@@ -35,7 +35,8 @@ class Shard:
     def __init__(self, around: Around, fields: dict[str, Any], sharding: Sharding) -> None:
         self._around, self._fields, self._sharding = around, fields, sharding
         self._options = around.setup.submission.options
-        _give_back_units(around.setup.submission.facts.unit_bytes or 0)
+        unit_bytes = around.setup.submission.facts.unit_bytes or 0
+        _give_memory_back(unit_bytes // 2 if sharding.heap_bytes else 0)
         self._model = skeleton(fields["model"], self._options.seed)
         self._joined: tuple[ShardGroup, Program, ShardedTrainer] | None = None
 
@@ -135,10 +136,10 @@ class Shard:
         return upload_model(self._state.to_deliver(order.which), order.step, members, self._around)
 
 
-def _give_back_units(largest_bytes: int) -> None:
-    """Return the memory of what is as large as a gathered unit to the system at once: the heap would break into holes.
+def _give_memory_back(from_bytes: int) -> None:
+    """Return the memory of blocks that are at least so large to the system at once: they leave no holes in the heap.
 
-    What is smaller, activations above all, keeps its memory, as in exact training's workers: it is used again soon.
+    Smaller ones, activations above all, keep theirs, as in exact training's workers: it is used again soon.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, max(largest_bytes // 2, LEAST_GIVEN_BACK_BYTES))
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, max(from_bytes, GIVEN_BACK_FROM_BYTES))
