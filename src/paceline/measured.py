@@ -70,9 +70,10 @@ class Profile(BaseModel):
     state_bytes: parameters, gradients, optimizer state and buffers. activation_bytes: the most that a microbatch of
     `cell_samples` adds for its forward and backward. recomputed_bytes: the same where a sharded model's units compute
     them again; 0 where that is not known. worker_bytes: growth over a bare worker, data included. exchange_bytes:
-    gradients of one step. build_s: until a fresh worker is ready. steps: of real training that refined
-    it since the probe; 0 for a probe alone. flop_per_s: the calibrated speed of the node that measured, which carries
-    the times over to slower and faster nodes; None where it is not known.
+    gradients of one step. build_s: until a fresh worker is ready. probed: else its times are of training alone, and its
+    sizes an estimate. steps: of real training that its times are of, or that refined a probe's. flop_per_s: the
+    calibrated speed of the node that measured, which carries the times over to slower and faster nodes; None where it
+    is not known.
 
     Without cells the model did not fit where it was probed: it needs `worker_bytes` at least, and has no times.
     """
@@ -90,6 +91,7 @@ class Profile(BaseModel):
     worker_bytes: int
     exchange_bytes: int
     build_s: float
+    probed: bool = True
     steps: int = 0
     flop_per_s: float | None = None
     at: float

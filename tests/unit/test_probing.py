@@ -310,10 +310,10 @@ def test_a_pace_that_stays_is_kept_and_reached(cell_s: float, rest_s: float, rou
     assert profile.update_s == pytest.approx(rest_s, rel=0.02, abs=1e-4)
 
 
-def test_training_refines_the_profile_that_the_job_was_planned_by() -> None:
-    first = profile_of(cells=(CellTime(samples=2, seconds=0.5),), update_s=0.0)
+def trained_once(known: Measured) -> Learn:
+    """What is learned from a job of one step of two microbatches, which took 0.1 s each."""
     fields = {"batch_size": 4, "microbatches": 2, "stop": pl.MaxSteps(1), "val": False}
-    job, _ = step(Job("job", submission(**fields)), Planned(plan_of([(0, 2)]), Measured(profiles=(first,))), 0.0)
+    job, _ = step(Job("job", submission(**fields)), Planned(plan_of([(0, 2)]), known), 0.0)
     job, _ = step(
         job, Answer(1, 0, Ready(fingerprint="f", train_samples=18, val_samples=0, parameters=1, store_port=1)), 1.0
     )
@@ -324,8 +324,23 @@ def test_training_refines_the_profile_that_the_job_was_planned_by() -> None:
     assert job.state_name == "SUCCEEDED"
     (learned,) = [c for c in commands if isinstance(c, Learn)]
     assert learned.kind == kind_of(job.submission)
-    assert 0.1 < learned.profile.cells[0].seconds < 0.5
-    assert learned.profile.steps == 1
+    return learned
+
+
+def test_training_refines_the_profile_that_the_job_was_planned_by() -> None:
+    first = profile_of(cells=(CellTime(samples=2, seconds=0.5),), update_s=0.0)
+    refined = trained_once(Measured(profiles=(first,))).profile
+    assert 0.1 < refined.cells[0].seconds < 0.5
+    assert (refined.steps, refined.probed) == (1, True)
+
+
+def test_training_that_no_probe_preceded_tells_its_times_and_a_choice_is_still_probed() -> None:
+    seen = trained_once(Measured()).profile
+    assert [(cell.samples, round(cell.seconds, 3)) for cell in seen.cells] == [(2, 0.1)]
+    assert (seen.steps, seen.probed) == (1, False)
+    here = seen.model_copy(update={"hardware_class": node("a").hardware_class})
+    assert isinstance(decided(sent(), [node("a"), node("b")], here), ProbeWanted)
+    assert isinstance(decided(sent(), [node("a"), node("b")], here.model_copy(update={"probed": True})), Planned)
 
 
 def test_what_did_not_fit_asks_for_its_memory_until_something_is_known_to_hold_it() -> None:

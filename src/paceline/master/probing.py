@@ -55,7 +55,7 @@ def _places(job: Job, plan: Plan, nodes: Sequence[Node], known: Measured) -> tup
     places = places_for_one(options, job.submission.facts, plan.workers[0].kind, nodes)
     if not places:
         return "not probed: no single place could hold it", []
-    measured = {(profile.hardware_class, profile.device) for profile in known.profiles if profile.cells}
+    measured = {(p.hardware_class, p.device) for p in known.profiles if p.cells and p.probed}
     new = [place for place in places if (place.hardware_class, place.placement.kind) not in measured]
     crowd = max(Counter(worker.node_id for worker in plan.workers).values())
     why = why_not(job, places, nodes, crowd) if new else "measured before, in a job of this kind"

@@ -8,11 +8,12 @@ from statistics import median
 
 from paceline.master.commands import Learn
 from paceline.master.job import Job
-from paceline.master.states import Running, Worker
+from paceline.master.states import Running
 from paceline.measured import CellTime, Measured, Profile
 from paceline.plan import Node, Plan
 from paceline.planner.planner import plan_workers
 from paceline.planner.predict import BASE_BYTES
+from paceline.planner.profiles import Workload, estimated
 from paceline.spec import Keep, Submission, TrainOptions
 
 PROBE_STEPS = 20  # of real training that count as much as the probe
@@ -55,26 +56,38 @@ def learn(profile: Profile, cell_s: float, rest_s: float, steps: int) -> Profile
 
 
 def taught(job: Job, state: Running) -> list[Learn]:
-    """What a job's training tells of its kind: the profiles that it was planned by, refined.
+    """What a job's training tells of its kind: the profile that it was planned by, refined; or its times, without one.
 
     A sharded job's microbatches hold exchanges, and so tell nothing.
     """
-    if state.plan.mode == "sharded":
+    place = state.plan.hardware_class, state.plan.workers[0].kind
+    times = _times(state, place[1])
+    if state.plan.mode == "sharded" or times is None:
         return []
-    members = [state.workers[rank] for rank in state.members]
-    found = []
-    for profile in job.known.profiles:
-        here = [worker for worker in members if _place(state, worker) == (profile.hardware_class, profile.device)]
-        times = [(worker.cell_s, worker.rest_s) for worker in here if worker.cell_s and worker.rest_s is not None]
-        if profile.cells and times:
-            cell_s, rest_s = (median(seconds) for seconds in zip(*times, strict=True))
-            refined = learn(profile, cell_s, rest_s, job.training.step)
-            found.append(Learn(kind_of(job.submission), refined))
-    return found
+    known = next((p for p in job.known.profiles if p.cells and (p.hardware_class, p.device) == place), None)
+    if known is None:
+        profile = _of_training(job.submission, *place, *times, job.training.step)
+    else:
+        profile = learn(known, *times, job.training.step)
+    return [Learn(kind_of(job.submission), profile)]
 
 
-def _place(state: Running, worker: Worker) -> tuple[str, str]:
-    return state.plan.hardware_class, worker.placement.kind
+def _times(state: Running, kind: str) -> tuple[float, float] | None:
+    """(seconds of a microbatch, of a step's rest): the median of the members on this kind of device."""
+    members = [w for w in (state.workers[rank] for rank in state.members) if w.placement.kind == kind]
+    found = [(worker.cell_s, worker.rest_s) for worker in members if worker.cell_s and worker.rest_s is not None]
+    return (median(cell for cell, _ in found), median(rest for _, rest in found)) if found else None
+
+
+def _of_training(
+    submission: Submission, hardware_class: str, kind: str, cell_s: float, rest_s: float, steps: int
+) -> Profile:
+    """Of a job that no probe has seen."""
+    work = Workload(submission.options, submission.facts)
+    sizes, _ = estimated(work, hardware_class, kind, None)
+    cells = (CellTime(samples=work.cell_samples, seconds=cell_s),)
+    seen = {"cells": cells, "update_s": rest_s, "probed": False, "steps": steps}
+    return sizes.model_copy(update=seen)
 
 
 def with_memory(options: TrainOptions, profiles: Iterable[Profile]) -> TrainOptions:
