@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,7 @@ MOST_COPIES = COPIES_ALONE + 1  # and a partial sum, of one among others
 ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 
 
+@lru_cache(maxsize=1024)
 def kind_of_device(device: str) -> str:
     """Of "cpu", "cuda:0", "mps": what is before the number."""
     return device.split(":")[0]

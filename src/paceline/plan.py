@@ -54,7 +54,11 @@ class Node(BaseModel):
 
     def speed_of(self, kind: str) -> float | None:
         """FLOP/s of a core ("cpu"), or of the slowest device of another kind; None where it is not calibrated."""
-        return min((c.flop_per_s for c in self.speed if c.kind == kind and c.flop_per_s > 0), default=None)
+        slowest = None
+        for one in self.speed:  # a loop: it is asked of every node in every plan
+            if one.kind == kind and one.flop_per_s > 0 and (slowest is None or one.flop_per_s < slowest):
+                slowest = one.flop_per_s
+        return slowest
 
 
 class Placement(BaseModel):

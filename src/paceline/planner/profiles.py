@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
 from paceline.measured import COPIES_ALONE, CellTime, Measured, Profile
@@ -117,6 +117,7 @@ def speed_of(node: Node, kind: str) -> float | None:
     return in_steps(found) if found else None
 
 
+@lru_cache(maxsize=1 << 16)
 def in_steps(value: float) -> float:
     """The nearest of the steps in which speeds count."""
     return math.exp(round(math.log(value) / SPEED_STEP) * SPEED_STEP)

@@ -75,21 +75,27 @@ def _span(amounts: Sequence[int]) -> str:
 
 
 def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
-    """All nodes, grouped; rooms in the order of their first node's id."""
-    memory = _Memory(work, kind, nodes)
-    allowed = None if work.options.resources.nodes is None else frozenset(work.options.resources.nodes)
+    """All nodes, grouped; rooms in the order of their first node's id.
+
+    What is the same for most nodes is asked of each only once: there may be thousands, in every plan.
+    """
+    memory, threads, names = _Memory(work, kind, nodes), work.options.threads, work.options.resources.nodes
+    needs: dict[str, tuple[int, int]] = {}
     alike: dict[tuple[object, ...], list[Node]] = {}
     for node in sorted(nodes, key=attrgetter("id")):
-        need = memory.of(node)
-        kept = kept_back(node)
-        whole, free = max(0, node.memory - kept), max(0, node.free_memory - kept)
+        plain = hardware_class, cores, free_cores, *_ = _PLAIN(node)
+        if hardware_class not in needs:
+            needs[hardware_class] = memory.of(node), memory.of(node, workers=1)
+        gang, alone = needs[hardware_class]
+        kept = kept_back(node) if node.is_master else 0
+        whole, free = node.memory - kept, node.free_memory - kept
         key = (
-            _PLAIN(node),
-            allowed is None or node.name in allowed,
-            whole // need or -(whole >= memory.of(node, workers=1)),
-            free // need or -(free >= memory.of(node, workers=1)),  # -1: a lone worker only
+            plain,
+            names is None or node.name in names,
+            min(whole // gang, cores // threads) or -(whole >= alone),
+            min(free // gang, free_cores // threads) or -(free >= alone),  # -1: a lone worker only
             speed_of(node, kind),
-            _crowded(work, node),
+            _crowded(work, node) if node.load else 0,
             _devices(node, kind) if node.devices else None,
         )
         alike.setdefault(key, []).append(node)

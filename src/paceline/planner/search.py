@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import nsmallest
 from itertools import accumulate, pairwise
 
@@ -71,9 +72,14 @@ class Search:
     def __init__(self, work: Workload, rooms: Sequence[Room]) -> None:
         self._work = work
         self._rooms = front(work, [room for room in rooms if room.now])
-        self._linked = {node.id: (room, node) for room in rooms if room.now for node in room.linked}
+        self._all = rooms
         self._seconds = {id(room): seconds_alone(work, room) for room in self._rooms}
         self.most = sum(room.now * len(room.nodes) for room in rooms if not room.lone)
+
+    @cached_property
+    def _linked(self) -> dict[str, tuple[Room, Node]]:
+        """By id, the nodes with a measured link."""
+        return {node.id: (room, node) for room in self._all if room.now for node in room.linked}
 
     def by_number(self, least: int, most: int) -> dict[int, Candidate]:
         """The best found, by their number of workers, roughly split."""

@@ -14,6 +14,8 @@ def with_speeds(nodes: Sequence[Node]) -> Sequence[Node]:
 
     Otherwise a node that nobody has measured would seem as fast as a usual one, beside others known to be slow.
     """
+    if all(node.speed for node in nodes):
+        return nodes
     known: dict[str, dict[str, list[float]]] = {}
     for node in nodes:
         for one in (one for one in node.speed if one.flop_per_s > 0):
