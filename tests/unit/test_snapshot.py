@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import paceline as pl
@@ -59,6 +59,9 @@ def files_of(folder: Path) -> set[str]:
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git, whose answer is the reference, is not installed")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example({"x.log/a"}, {"": ["*.log", "!x.log"]})
+@example({"a/x.log"}, {"": ["a/**", "!x.log"]})
+@example({"data/x.log/b.py"}, {"": ["b.*"], "data/": ["!x.log"]})
 @given(st.sets(paths, min_size=1, max_size=8), gitignores)
 def test_the_files_that_travel_are_those_that_git_does_not_ignore(
     tmp_path: Path, names: set[str], ignored: dict[str, list[str]]

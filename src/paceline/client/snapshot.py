@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pathspec import GitIgnoreSpec
 
@@ -14,6 +15,7 @@ from paceline.errors import InvalidSpec
 NEVER = (".git", "__pycache__", ".ipynb_checkpoints")
 MOST_BYTES = 512 * 2**20
 NAMED = 5
+FOLDER = "ps_d"  # pathspec's name for the slash after what matched; a pattern that ends with "/**" has none
 
 
 def snapshot(project: Path, archive: Path) -> None:
@@ -47,12 +49,23 @@ def _walk(folder: Path, project: Path, rules: Rules) -> Iterator[str]:
 
 
 def _ignored(path: Path, is_folder: bool, rules: Rules) -> bool:
-    """The .gitignore nearest to a path has the last word, as in git."""
+    """The .gitignore nearest to a path has the last word, and in it the last line that matches, as in git."""
     for where, spec in reversed(rules):
-        found = spec.check_file(f"{path.relative_to(where)}{'/' if is_folder else ''}").include
-        if found is not None:
-            return found
+        name = f"{path.relative_to(where)}{'/' if is_folder else ''}"
+        for pattern in reversed(list(spec.patterns)):
+            if pattern.include is not None and _matches(pattern, name):
+                return bool(pattern.include)
     return False
+
+
+def _matches(pattern: Any, name: str) -> bool:
+    """Whether it matches the path itself: "a/**" is not a, and what matches only a was asked of a, before its files."""
+    match = pattern.regex.match(name)
+    if match is None:
+        return False
+    if FOLDER not in pattern.regex.groupindex:
+        return bool(match.end() < len(name))
+    return bool(match[FOLDER] is None or match.end(FOLDER) == len(name))
 
 
 def _rules_in(folder: Path) -> Rules:
