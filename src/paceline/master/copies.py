@@ -14,7 +14,7 @@ from paceline.messages.to_worker import CopyOrder
 from paceline.planner.copies import GENERATIONS, neighbours
 
 COPY_EVERY_S = 1.0
-SHARE = 0.02  # of the time may go into copies, also beside training: where they take long, they are as seldom
+SHARE = 0.02  # of the time may go into copies, and into checkpoints, also beside training: long ones are as seldom
 
 
 def due(job: Job, state: Running, now: float) -> bool:

@@ -17,7 +17,6 @@ from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, l
 
 ROUND_TARGET_S = 0.5
 CHECKPOINT_EVERY_S, CHECKPOINT_AT_LEAST_EVERY_S = 30.0, 300.0
-CHECKPOINT_SHARE = 0.02  # of the time may go into them, also beside training: large ones are as seldom
 SAVE_BOUND_S = 600.0
 
 
@@ -105,7 +104,7 @@ def _order_training(job: Job, state: Running, now: float) -> Outcome:
 
 def _checkpoint_due(job: Job, state: Running, now: float) -> bool:
     at, every = job.training.step, job.submission.options.checkpoint_every
-    seldom = min(max(CHECKPOINT_EVERY_S, state.checkpoint_s / CHECKPOINT_SHARE), CHECKPOINT_AT_LEAST_EVERY_S)
+    seldom = min(max(CHECKPOINT_EVERY_S, state.checkpoint_s / copies.SHARE), CHECKPOINT_AT_LEAST_EVERY_S)
     due = at % every == 0 if every else now - state.checkpointed_at >= seldom
     return due and at > 0 and state.pending is None and (job.checkpoint is None or job.checkpoint.ref.step < at)
 

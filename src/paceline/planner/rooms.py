@@ -79,13 +79,14 @@ def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
 
     What is the same for most nodes is asked of each only once: there may be thousands, in every plan.
     """
-    memory, threads, names = _Memory(work, kind, nodes), work.options.threads, work.options.resources.nodes
+    threads, names = work.options.threads, work.options.resources.nodes
+    together = [] if work.options.reproducible else list({node.hardware_class: node for node in nodes}.values())
     needs: dict[str, tuple[int, int]] = {}
     alike: dict[tuple[object, ...], list[Node]] = {}
     for node in sorted(nodes, key=attrgetter("id")):
         plain = hardware_class, cores, free_cores, *_ = _PLAIN(node)
         if hardware_class not in needs:
-            needs[hardware_class] = memory.of(node), memory.of(node, workers=1)
+            needs[hardware_class] = _needs(work, kind, together or [node])
         gang, alone = needs[hardware_class]
         kept = kept_back(node) if node.is_master else 0
         whole, free = node.memory - kept, node.free_memory - kept
@@ -99,27 +100,22 @@ def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
             _devices(node, kind) if node.devices else None,
         )
         alike.setdefault(key, []).append(node)
-    return [_room(tuple(same), work, kind, memory) for same in alike.values()]
+    return [_room(tuple(same), work, kind, *needs[same[0].hardware_class]) for same in alike.values()]
 
 
-class _Memory:
-    """Bytes that a worker needs, by hardware class; the most of all classes where they may train together."""
+def _needs(work: Workload, kind: str, classes: Sequence[Node]) -> tuple[int, int]:
+    """Bytes of a worker that is one of several, and of a lone one: the most of hardware classes that train together.
 
-    def __init__(self, work: Workload, kind: str, nodes: Sequence[Node]) -> None:
-        options = work.options
-        self._work, self._kind, self._asked = work, kind, options.resources.memory
-        self._alone = options.microbatches == 1 or options.resources.workers == 1
-        self._mixed = [] if options.reproducible else list({node.hardware_class: node for node in nodes}.values())
-        self._known: dict[tuple[str, int], int] = {}
-
-    def of(self, node: Node, workers: int = 2) -> int:
-        """workers: of the gang that it is in, 1 or more."""
-        key = (node.hardware_class, 1 if self._alone else workers)
-        if key not in self._known:
-            alike = self._mixed or [node]
-            needs = (worker_bytes(self._work, costs(self._work, each, self._kind), key[1]) for each in alike)
-            self._known[key] = self._asked or max(needs)
-        return self._known[key]
+    classes: a node of each of them.
+    """
+    options = work.options
+    if options.resources.memory:
+        return options.resources.memory, options.resources.memory
+    each = [costs(work, node, kind) for node in classes]
+    alone = max(worker_bytes(work, cost, 1) for cost in each)
+    if options.microbatches == 1 or options.resources.workers == 1:
+        return alone, alone
+    return max(worker_bytes(work, cost, 2) for cost in each), alone
 
 
 def _crowded(work: Workload, node: Node) -> int:
@@ -129,8 +125,8 @@ def _crowded(work: Workload, node: Node) -> int:
     return round(math.log(slowdown(work, node, max(1, node.free_cores // work.options.threads))) / SPEED_STEP)
 
 
-def _room(nodes: tuple[Node, ...], work: Workload, kind: str, memory: _Memory) -> Room:
-    out, gang, alone = excluded(nodes[0], work.options), memory.of(nodes[0]), memory.of(nodes[0], workers=1)
+def _room(nodes: tuple[Node, ...], work: Workload, kind: str, gang: int, alone: int) -> Room:
+    out = excluded(nodes[0], work.options)
     if out:
         return Room(nodes, kind, gang, 0, 0, excluded=out)
     idle = fitting(nodes, work.options, kind, gang, now=False)

@@ -81,8 +81,7 @@ def shard(model: torch.nn.Module, group: ShardGroup, seed: int, sharding: Shardi
 def _prefetch(units: Sequence[Any]) -> None:
     """Gather each unit while the one before it computes: in forward by the order of the first one, which is seen here.
 
-    units: modules that are cut, the model itself last.
-    Backward goes by the order of its own forward without being told.
+    Backward goes by the order of its own forward without being told. units: modules that are cut, the model last.
     """
     order: list[Any] = []
     hooks = [unit.register_forward_pre_hook(lambda entered, _: order.append(entered)) for unit in units]
