@@ -39,7 +39,8 @@ def error_of_a_step(gradients: sums.Sum, data: sums.Data) -> dict[str, float]:
     return {"whole": float(off.norm() / exact.norm()), "element": float(each.median())}
 
 
-def train(method: str, data: sums.Data, place: int, world: int, port: int) -> dict[str, Any]:
+def train(method: str, data: sums.Data, place: int, world: int, port: int) -> tuple[dict[str, Any], Any]:
+    """(what was measured, what held the process group)."""
     torch.set_num_threads(1)
     model = WORK.model()
     optimizer = steady.optimizer(model.parameters())
@@ -64,12 +65,14 @@ def train(method: str, data: sums.Data, place: int, world: int, port: int) -> di
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     steps = STEPS - steady.WARM_UP_STEPS
     rates = {"samples_per_s": steps * WORK.batch / seconds, "bytes_per_step": sent / steps}
-    return {**rates, "mean_loss": mean.item(), "digest": digest, "redone": gradients.redone, "error": error}
+    found = {**rates, "mean_loss": mean.item(), "digest": digest, "redone": gradients.redone, "error": error}
+    return found, gradients
 
 
 def worker(method: str, data: sums.Data, place: int, world: int, ports: Any, results: Any) -> None:
-    found = train(method, data, place, world, ports.get())
+    found, _held = train(method, data, place, world, ports.get())
     results.put((place, found))
+    os._exit(0)  # the end of a gloo group joins its threads, and hung there once
 
 
 def main(method: str, world: int) -> int:
