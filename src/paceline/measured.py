@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # copy to save of all but the gradients.
 COPIES_ALONE = 7
 MOST_COPIES = COPIES_ALONE + 1  # and a partial sum, of one among others
+SPEED_STEP = math.log(1.05)  # speeds count in steps of 5%: a calibration is no better than that
 ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their backward
 
 
@@ -21,6 +23,12 @@ ACTIVATION_BYTES_PER_FLOP = 0.1  # above what common networks keep for their bac
 def kind_of_device(device: str) -> str:
     """Of "cpu", "cuda:0", "mps": what is before the number."""
     return device.split(":")[0]
+
+
+@lru_cache(maxsize=1 << 16)
+def in_steps(value: float) -> float:
+    """The nearest of the steps in which speeds count."""
+    return math.exp(round(math.log(value) / SPEED_STEP) * SPEED_STEP)
 
 
 class Calibration(BaseModel):

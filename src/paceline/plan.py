@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from paceline.explain import document, explained
-from paceline.measured import Calibration, kind_of_device
+from paceline.measured import Calibration, in_steps, kind_of_device
 
 
 class Device(BaseModel):
@@ -54,11 +56,27 @@ class Node(BaseModel):
 
     def speed_of(self, kind: str) -> float | None:
         """FLOP/s of a core ("cpu"), or of the slowest device of another kind; None where it is not calibrated."""
-        slowest = None
-        for one in self.speed:  # a loop: it is asked of every node in every plan
-            if one.kind == kind and one.flop_per_s > 0 and (slowest is None or one.flop_per_s < slowest):
-                slowest = one.flop_per_s
-        return slowest
+        return min((one.flop_per_s for one in self.speed if one.kind == kind and one.flop_per_s > 0), default=None)
+
+    @cached_property
+    def traits(self) -> str:
+        """What jobs look at but for names, links and memory: nodes with equal ones are alike otherwise.
+
+        Speeds, and how crowded its cores are once it is full, in steps of 5%. Text, since its hash is kept: thousands
+        of nodes are compared in every plan.
+        """
+        kinds = sorted({"cpu", *(device.kind for device in self.devices)})
+        speeds = tuple((kind, in_steps(speed)) for kind in kinds if (speed := self.speed_of(kind)) is not None)
+        crowded = max(1.0, (self.load + self.free_cores) / max(1, self.cores))
+        devices = sorted((device.kind, device.index in self.free_devices) for device in self.devices)
+        rare = (self.price, self.is_master, self.draining, self.quarantined)
+        return repr((self.hardware_class, self.cores, self.free_cores, in_steps(crowded), speeds, devices, rare))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As of every model; what was worked out of this node's fields is not taken along."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("traits", None)
+        return copied
 
 
 class Placement(BaseModel):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from paceline.grid import CELL_FLOP, CELL_FLOP_PER_PARAMETER, Grid
-from paceline.measured import COPIES_ALONE, CellTime, Measured, Profile
+from paceline.measured import COPIES_ALONE, CellTime, Measured, Profile, in_steps
 from paceline.plan import Node
 from paceline.planner.network import Network
 from paceline.spec import Facts, TrainOptions
@@ -21,7 +20,6 @@ BUILD_S = 0.5  # a warm worker's setup of a small model
 STATE_COPIES = 4
 MOST_FLOP = 1e30  # of a step: what a client sends may be any number
 LEAST_S = 1e-9  # of a microbatch, so that rates are finite
-SPEED_STEP = math.log(1.05)  # speeds count in steps of 5%: a calibration is no better than that
 
 MEASURED, REFINED = 0.15, 0.05  # relative uncertainty of a probe, and of what real training has refined
 OTHER_CLASS, OUTSIDE, ESTIMATED, UNKNOWN = 0.4, 0.5, 1.0, 9.0
@@ -115,12 +113,6 @@ def speed_of(node: Node, kind: str) -> float | None:
     """`Node.speed_of`, in steps of 5%."""
     found = node.speed_of(kind)
     return in_steps(found) if found else None
-
-
-@lru_cache(maxsize=1 << 16)
-def in_steps(value: float) -> float:
-    """The nearest of the steps in which speeds count."""
-    return math.exp(round(math.log(value) / SPEED_STEP) * SPEED_STEP)
 
 
 def _times_slower(profile: Profile, speed: float | None) -> float:

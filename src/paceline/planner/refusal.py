@@ -142,10 +142,16 @@ def _limits(options: TrainOptions, planned: Planned, lifted: Changes) -> Iterato
         return
     predicted, kept = choice.best.predicted, dict(lifted)
     if "deadline" in lifted and predicted.finish_s is not None:
-        kept["deadline"] = math.ceil(predicted.finish_s * 100) / 100
+        kept["deadline"] = _rounded_up(predicted.finish_s, 2)
     if "resources" in lifted and predicted.cost is not None:
-        kept["resources"] = {"max_cost": math.ceil(predicted.cost * 1e4) / 1e4}
+        kept["resources"] = {"max_cost": _rounded_up(predicted.cost, 4)}
     yield kept
+
+
+def _rounded_up(value: float, digits: int) -> float:
+    """Never below the value, though it may be a float's last bit above the rounded number."""
+    rounded = math.ceil(value * 10**digits) / 10**digits
+    return rounded if rounded >= value else round(rounded + 10**-digits, digits)
 
 
 def _most(rooms: Sequence[Room]) -> int:

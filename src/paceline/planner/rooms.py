@@ -5,21 +5,19 @@ Nodes that are alike for the job make one room, so that a plan's cost grows with
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from paceline.explain import size
 from paceline.plan import Node
-from paceline.planner.predict import Slot, slowdown, worker_bytes
-from paceline.planner.profiles import SPEED_STEP, Workload, costs, speed_of
+from paceline.planner.predict import Slot, worker_bytes
+from paceline.planner.profiles import Workload, costs
 from paceline.spec import TrainOptions
 
 MASTER_BYTES = 512 * 2**20
 MASTER_CORES_FROM = 4  # on a smaller node the master shares the cores
-
-_PLAIN = attrgetter("hardware_class", "cores", "free_cores", "price", "is_master", "draining", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -75,32 +73,38 @@ def _span(amounts: Sequence[int]) -> str:
 
 
 def rooms_of(work: Workload, nodes: Sequence[Node], kind: str) -> list[Room]:
-    """All nodes, grouped; rooms in the order of their first node's id.
-
-    What is the same for most nodes is asked of each only once: there may be thousands, in every plan.
-    """
-    threads, names = work.options.threads, work.options.resources.nodes
+    """All nodes, grouped; rooms in the order of their first node's id."""
+    names = work.options.resources.nodes
     together = [] if work.options.reproducible else list({node.hardware_class: node for node in nodes}.values())
     needs: dict[str, tuple[int, int]] = {}
-    alike: dict[tuple[object, ...], list[Node]] = {}
-    for node in sorted(nodes, key=attrgetter("id")):
-        plain = hardware_class, cores, free_cores, *_ = _PLAIN(node)
+    alike: dict[tuple[str, bool], list[Node]] = defaultdict(list)
+    for node in sorted(nodes, key=attrgetter("id")):  # little is asked of each node: there may be thousands, each time
+        alike[node.traits, names is None or node.name in names].append(node)
+    rooms = []
+    for same in alike.values():
+        hardware_class = same[0].hardware_class
         if hardware_class not in needs:
-            needs[hardware_class] = _needs(work, kind, together or [node])
-        gang, alone = needs[hardware_class]
-        kept = kept_back(node) if node.is_master else 0
-        whole, free = node.memory - kept, node.free_memory - kept
-        key = (
-            plain,
-            names is None or node.name in names,
-            min(whole // gang, cores // threads) or -(whole >= alone),
-            min(free // gang, free_cores // threads) or -(free >= alone),  # -1: a lone worker only
-            speed_of(node, kind),
-            _crowded(work, node) if node.load else 0,
-            _devices(node, kind) if node.devices else None,
-        )
-        alike.setdefault(key, []).append(node)
-    return [_room(tuple(same), work, kind, *needs[same[0].hardware_class]) for same in alike.values()]
+            needs[hardware_class] = _needs(work, kind, together or same[:1])
+        parts = _by_places(same, work.options.threads, *needs[hardware_class])
+        rooms += [_room(tuple(part), work, kind, *needs[hardware_class]) for part in parts]
+    return sorted(rooms, key=lambda room: room.node.id)
+
+
+def _by_places(same: Sequence[Node], threads: int, gang: int, alone: int) -> Iterable[Sequence[Node]]:
+    """Nodes that differ in their memory alone, by how many workers that holds: what is beyond their cores' is alike."""
+    node, kept = same[0], kept_back(same[0])
+
+    def places(memory: int, cores: int) -> int:
+        return min((memory - kept) // gang, cores // threads) or -(memory - kept >= alone)  # -1: a lone worker only
+
+    whole, free = [node.memory for node in same], [node.free_memory for node in same]
+    ends = (([min(whole), max(whole)], node.cores), ([min(free), max(free)], node.free_cores))
+    if all(len({places(memory, cores) for memory in span}) == 1 for span, cores in ends):
+        return [same]
+    parts: dict[tuple[int, int], list[Node]] = defaultdict(list)
+    for node, most, now in zip(same, whole, free, strict=True):
+        parts[places(most, node.cores), places(now, node.free_cores)].append(node)
+    return parts.values()
 
 
 def _needs(work: Workload, kind: str, classes: Sequence[Node]) -> tuple[int, int]:
@@ -116,13 +120,6 @@ def _needs(work: Workload, kind: str, classes: Sequence[Node]) -> tuple[int, int
     if options.microbatches == 1 or options.resources.workers == 1:
         return alone, alone
     return max(worker_bytes(work, cost, 2) for cost in each), alone
-
-
-def _crowded(work: Workload, node: Node) -> int:
-    """How much others' load slows the workers of a full node down, in steps of 5%."""
-    if node.load + node.free_cores <= node.cores * (1 + SPEED_STEP / 2):
-        return 0
-    return round(math.log(slowdown(work, node, max(1, node.free_cores // work.options.threads))) / SPEED_STEP)
 
 
 def _room(nodes: tuple[Node, ...], work: Workload, kind: str, gang: int, alone: int) -> Room:
@@ -141,12 +138,6 @@ def _room(nodes: tuple[Node, ...], work: Workload, kind: str, gang: int, alone: 
 def _linked(nodes: tuple[Node, ...], work: Workload) -> tuple[Node, ...]:
     by_ends = work.network.by_ends
     return tuple([node for node in nodes if node.id in by_ends]) if by_ends else ()
-
-
-def _devices(node: Node, kind: str) -> tuple[int, int, int]:
-    """Devices, those of the kind, and those of them that are free."""
-    fitting = [device.index for device in node.devices if device.kind == kind]
-    return len(node.devices), len(fitting), len(set(fitting) & set(node.free_devices))
 
 
 def excluded(node: Node, options: TrainOptions) -> str:
