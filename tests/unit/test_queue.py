@@ -142,7 +142,8 @@ def scenes(draw: st.DrawFn) -> Scene:
         )
         for number in range(draw(st.integers(1, 8)))
     ]
-    quotas = {"bob": Quota(cores=draw(st.integers(0, 8)), jobs=draw(st.none() | st.integers(0, 3)))}
+    most = st.none() | st.integers(0, 8)
+    quotas = {"bob": Quota(cores=draw(most), workers=draw(most), jobs=draw(st.none() | st.integers(0, 3)))}
     usage = {"ann": draw(st.floats(0, 1e6)), "cy": draw(st.floats(0, 1e6))}
     policy = Policy(quotas=quotas, reserved=draw(st.integers(0, 4)), tried=draw(st.sampled_from([3, 100])))
     return Scene(nodes, waiting, running, policy, usage)
@@ -233,8 +234,9 @@ def test_no_user_gets_beyond_a_quota(scene: Scene) -> None:
     before = [job.holds for job in scene.running if job.user == "bob"]
     started = [holds_of(d.plan) for d in scene.decide() if isinstance(d, Start) and users[d.job] == "bob"]
     if started:
-        assert quota.cores is not None
-        assert sum(map(cores_of, [*before, *started])) <= quota.cores
+        held = [*before, *started]
+        assert quota.cores is None or sum(map(cores_of, held)) <= quota.cores
+        assert quota.workers is None or sum(map(len, held)) <= quota.workers
         assert quota.jobs is None or len(before) + len(started) <= quota.jobs
 
 
