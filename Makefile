@@ -36,6 +36,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/sharded.py
 	$(BIN)/python benchmarks/reduction.py
 	$(BIN)/python benchmarks/planner_scale.py
+	$(BIN)/python benchmarks/planner_memory.py
+	$(BIN)/python benchmarks/planner_regret.py
 
 clean:
 	rm -rf .venv build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,8 +22,8 @@ RETRY_AFTER_S = 1.0
 class Event:
     """kind: "state", "probed", "probe_missed", "planned", "progress", "live", "evaluated", "checkpoint",
     "checkpoint_lost", "warning", "scaled", "draining", "worker_lost", "worker_joined", "worker_released",
-    "attempt_lost", "preempted", "gradient_confirmed", "node_quarantined", "straggler", "corrected",
-    "reported".
+    "attempt_lost", "hung", "resumes", "copies_lost", "preempted", "gradient_confirmed", "node_quarantined",
+    "straggler", "corrected", "cancelling", "saving", "reported".
 
     "live" ones are passing: they are not stored, and a reconnected client has missed them.
     """
