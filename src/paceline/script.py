@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from paceline.errors import InvalidSpec
 from paceline.findings import invalid_spec
 from paceline.spec import EXAMPLES, AskedResources, PackageRef, Resources, Versions
-from paceline.stop import Count, for_callers, parse_duration
+from paceline.stop import MOST_WORKERS, Count, for_callers, parse_duration
 
 MAX_RESTARTS = 1000
 HANG_TIMEOUT_S = 1800.0  # torch's own for the collectives of a process group (torch.distributed.default_pg_timeout)
@@ -65,6 +65,10 @@ class ScriptFields(BaseModel):
 
     @model_validator(mode="after")
     def _fewer_than_all(self) -> Self:
+        if self.workers > MOST_WORKERS:
+            raise InvalidSpec(
+                f"workers={self.workers} were asked for; {MOST_WORKERS:,} are the most.", "Ask for fewer."
+            )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise InvalidSpec(
                 f"min_workers={self.min_workers} is more than the {self.workers} workers that were asked for.",

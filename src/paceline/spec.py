@@ -26,6 +26,7 @@ from paceline.findings import invalid_spec
 from paceline.frameworks.adapt import adapted
 from paceline.grid import DEFAULT_MICROBATCHES, Grid, ShardOrder
 from paceline.stop import (
+    MOST_WORKERS,
     Count,
     Metric,
     Patience,
@@ -171,7 +172,13 @@ class TrainOptions(PlainFields):
     @model_validator(mode="after")
     def _as_many_as_there_are(self) -> Self:
         cell_size = -(-self.batch_size // self.microbatches)  # 10 samples in 8 cells of 2 are 5: that is their number
-        object.__setattr__(self, "microbatches", -(-self.batch_size // cell_size))
+        cells = -(-self.batch_size // cell_size)
+        if cells > MOST_WORKERS:
+            raise InvalidSpec(
+                f"microbatches={self.microbatches} cuts a batch into {cells:,}; {MOST_WORKERS:,} are the most.",
+                f"Set microbatches={MOST_WORKERS} or fewer; no more workers could share a batch.",
+            )
+        object.__setattr__(self, "microbatches", cells)
         return self
 
     def grid(self, num_samples: int, order: ShardOrder | None = None) -> Grid:

@@ -21,6 +21,7 @@ from pydantic import (
 from paceline.findings import invalid_spec
 
 Count = Annotated[int, Field(gt=0, lt=2**53)]  # what JSON and floats hold exactly
+MOST_WORKERS = 4096  # of one job: plans compare each number of workers
 Init = TypeVar("Init", bound=Callable[..., None])
 Bound = TypeVar("Bound", int, float)
 

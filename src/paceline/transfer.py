@@ -75,8 +75,11 @@ class BlobStore:
             found |= set(answer["missing"])
         return found
 
-    def upload(self, name: str, data: Bytes) -> None:
-        """Send a blob. name: its sha256. Raises Corrupt where the master got other bytes than the name says."""
+    def upload(self, name: str, data: Bytes, arrived: Callable[[int], None] = lambda _: None) -> None:
+        """Send a blob. name: its sha256. arrived: is told how many bytes more the master has, chunk by chunk.
+
+        Raises Corrupt where the master got other bytes than the name says, and DiskFull where it has no room.
+        """
         offset, failures = 0, 0
         while True:
             end = min(offset + CHUNK_BYTES, len(data))
@@ -90,16 +93,17 @@ class BlobStore:
                 continue
             if answer["complete"]:
                 return
+            arrived(answer["received"] - offset)
             # where the master is: further than we think, where it got a chunk whose answer was lost
             offset, failures = answer["received"], 0
 
-    def upload_file(self, path: Path) -> str:
-        """Send a file; return the blob's name."""
+    def upload_file(self, path: Path, arrived: Callable[[int], None] = lambda _: None) -> str:
+        """Send a file, as in `upload`; return the blob's name."""
         import mmap
 
         name = file_sha256(path)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            self.upload(name, mapped)
+            self.upload(name, mapped, arrived)
         return name
 
     def download(self, name: str, path: Path) -> None:

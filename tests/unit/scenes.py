@@ -79,7 +79,7 @@ class Scene:
         if isinstance(message, StartWorker):
             key = (message.job_id, message.attempt, message.rank)
             self.cluster.workers[key].send = lambda order: self._work(key, order)
-            self.controller.worker_says(key, WorkerHello(pid=1, address="127.0.0.1"))
+            self.controller.worker_says(key, WorkerHello(address="127.0.0.1"))
         if isinstance(message, StopWorkers):
             for key in [key for key in self.cluster.workers if key[:2] == (message.job_id, message.attempt)]:
                 self.controller.worker_ended(key, "stopped")
@@ -138,7 +138,7 @@ def _hello(name: str, hardware_class: str, identity: str, cores: int) -> AgentHe
 def _answers(order: Message) -> list[FromWorker]:
     match order:
         case Setup():
-            return [Ready(fingerprint="f", train_samples=18, val_samples=0, parameters=1, store_port=1)]
+            return [Ready(fingerprint="f", train_samples=18, parameters=1, store_port=1)]
         case TrainRound():
             steps = order.to_step - order.from_step
             fields = {"from_step": order.from_step, "step": order.to_step, "losses": (1.0,) * steps}

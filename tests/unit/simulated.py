@@ -295,7 +295,7 @@ class SimulatedCluster:
         assert len(self._workers) < self.places, "more workers than places"
         worker = SimulatedWorker(attempt, placement.rank, placement.node_id)
         self._workers.append(worker)
-        self._answer(worker, WorkerHello(pid=1, address="127.0.0.1"))
+        self._answer(worker, WorkerHello(address="127.0.0.1"))
         self._after(1.0, lambda: self._beat(worker))
 
     def _beat(self, worker: SimulatedWorker) -> None:
@@ -348,7 +348,7 @@ class SimulatedCluster:
             worker.step, worker.best = int(step), None if best == "None" else int(best)
             assert worker.step == setup.checkpoint.step
         ready = Ready(
-            fingerprint="f", train_samples=TRAIN_SAMPLES, val_samples=VAL_SAMPLES, parameters=1,
+            fingerprint="f", train_samples=TRAIN_SAMPLES, parameters=1,
             store_port=1,
         )  # fmt: skip
         self._answer(worker, ready, self._random.uniform(0.1, 5.0))

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,10 +85,10 @@ def test_wrong_bytes_are_refused_with_both_hashes_and_nothing_is_left(
 
 def test_a_blob_that_is_there_is_complete_at_once_and_never_written_again(blobs: Blobs) -> None:
     send(blobs, CONTENT, 4096)
-    before = blobs.path(NAME).stat().st_mtime_ns
+    before = blobs.path(NAME).stat().st_ino
     assert blobs.append(NAME, 0, len(CONTENT), b"something else") == (len(CONTENT), True)
     assert blobs.path(NAME).read_bytes() == CONTENT
-    assert blobs.path(NAME).stat().st_mtime_ns == before
+    assert blobs.path(NAME).stat().st_ino == before
 
 
 def test_two_uploads_of_one_blob_at_once_make_one_whole_blob(blobs: Blobs, tmp_path: Path) -> None:
@@ -189,3 +190,17 @@ def test_another_trouble_with_the_disk_is_told_by_its_own_name(blobs: Blobs, mon
     with pytest.raises(pl.PacelineError, match="Input/output error") as caught:
         send(blobs, CONTENT, 4096)
     assert caught.value.code == "internal"
+
+
+def test_a_blob_that_a_client_was_told_is_here_counts_as_new(blobs: Blobs) -> None:
+    send(blobs, CONTENT, 4096)
+    os.utime(blobs.path(NAME), (1.0, 1.0))
+    assert blobs.missing([NAME]) == []
+    assert blobs.keep_only(set(), before=time.time() - 60) == 0
+    assert blobs.path(NAME).read_bytes() == CONTENT
+
+
+def test_to_remove_what_no_blob_is_called_removes_nothing(blobs: Blobs, tmp_path: Path) -> None:
+    send(blobs, CONTENT, 4096)
+    blobs.remove(["../blobs", "x", ""])
+    assert files(tmp_path) == [NAME]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from paceline.training.checkpoint import Snapshot, load_training, save_training
+from paceline.training.checkpoint import Snapshot, load_training, save_tensors
 
 
 def trained(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -31,7 +31,8 @@ def test_a_channels_last_model_goes_on_from_a_checkpoint_with_the_bits_and_strid
     fresh = copy.deepcopy(model)
     optimizer, again = make(model.parameters()), make(fresh.parameters())
     trained(model, optimizer, 3)
-    save_training(*Snapshot().take(model, optimizer, None), tmp_path / "file")
+    tensors, metadata = Snapshot().take(model, optimizer, None)
+    save_tensors(tensors, tmp_path / "file", metadata)
     load_training(tmp_path / "file", fresh, again)
     for mine, theirs in zip(model.parameters(), fresh.parameters(), strict=True):
         assert theirs.stride() == mine.stride()
@@ -59,3 +60,8 @@ def test_a_snapshot_lies_in_the_memory_of_the_one_before_and_holds_the_values_of
     assert {name: at for name, (at, _) in first.items()} == {name: at for name, (at, _) in second.items()}
     assert second["model/bias"][1].abs().min() > 0
     assert float(second["optim/0/step"][1]) == 3.0
+
+
+def test_a_file_that_can_not_be_written_is_the_systems_error_and_not_the_users(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "missing" / "file")

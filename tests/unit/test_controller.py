@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from sqlalchemy.exc import OperationalError
+
 from paceline.master.events import CancelRequested
 from paceline.master.job import Job
 from paceline.master.states import Queued
@@ -228,3 +231,43 @@ def test_a_master_that_is_started_anew_while_a_job_is_probed_probes_it_again(tmp
         assert [m.attempt for m in sent if isinstance(m, StartWorker)] == [0]
 
     again.play(after)
+
+
+def test_a_store_that_can_not_be_written_for_a_while_holds_jobs_up_and_ends_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.master.controller.RETRY_STORE_S", 0.01)
+    scene, refused = Scene(tmp_path), 0
+    save = scene.store.save
+
+    def locked_at_first(*arguments: Any) -> Any:
+        nonlocal refused
+        with scene.store._writing():
+            if refused < 3:
+                refused += 1
+                raise OperationalError("UPDATE", {}, Exception("database is locked"))
+        return save(*arguments)
+
+    async def act() -> None:
+        monkeypatch.setattr(scene.store, "save", locked_at_first)
+        sent, (job,) = await scene.open("job")
+        await until(lambda: started(sent) == [job])
+        assert refused == 3
+
+    scene.play(act)
+
+
+def test_the_end_of_one_part_of_the_controller_is_the_end_of_all(tmp_path: Path) -> None:
+    """Jobs that are taken and never looked at are worse than a master that is not there."""
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        async def fails() -> None:
+            raise RuntimeError("a bug")
+
+        scene.controller.scheduler.run = fails  # type: ignore[method-assign]
+        with pytest.raises(ExceptionGroup) as caught:
+            await asyncio.wait_for(scene.controller.run(), 60)
+        assert caught.group_contains(RuntimeError, match="a bug")
+
+    asyncio.run(act())

@@ -84,8 +84,8 @@ class Driven:
         return commands
 
     def build(self, rank: int) -> None:
-        self.feed(Answer(1, rank, WorkerHello(pid=1, address="a")))
-        ready = Ready(fingerprint="f", train_samples=8000, val_samples=0, parameters=PARAMETERS, store_port=1)
+        self.feed(Answer(1, rank, WorkerHello(address="a")))
+        ready = Ready(fingerprint="f", train_samples=8000, parameters=PARAMETERS, store_port=1)
         self.feed(Answer(1, rank, ready))
 
     def round(self) -> None:
@@ -321,8 +321,8 @@ def test_the_first_shares_are_as_planned() -> None:
     plan = plan_of([(0, 6), (6, 8)], most_workers=2)
     job, _ = step(Job("job", submission(batch_size=8, microbatches=8)), Planned(plan), 0.0)
     for rank in range(2):
-        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
-        ready = Ready(fingerprint="f", train_samples=800, val_samples=0, parameters=1, store_port=1)
+        job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 0.0)
+        ready = Ready(fingerprint="f", train_samples=800, parameters=1, store_port=1)
         job, _ = step(job, Answer(1, rank, ready), 0.0)
     assert isinstance(job.state, Running)
     assert job.state.group.shares == ((0, 6), (6, 8))

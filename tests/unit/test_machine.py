@@ -266,14 +266,14 @@ def started(sent: Submission, workers: int = 1) -> Job:
 
 
 def ready(fingerprint: str = "f", samples: int = 18) -> Ready:
-    return Ready(fingerprint=fingerprint, train_samples=samples, val_samples=10, parameters=1, store_port=1)
+    return Ready(fingerprint=fingerprint, train_samples=samples, parameters=1, store_port=1)
 
 
 def begun(sent: Submission, workers: int = 1, now: float = 0.0) -> tuple[Job, list[Command]]:
     """A job whose workers are all ready, and the first orders."""
     job, commands = started(sent, workers), []
     for rank in range(workers):
-        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), now)
+        job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), now)
         job, commands = step(job, Answer(1, rank, ready()), now)
     return job, commands
 
@@ -318,9 +318,7 @@ def suspecting(suspects: tuple[int, ...], evidence: Evidence | None, workers: in
     at = orders(commands)[0].from_step
     for rank in range(workers):
         own = evidence if rank in suspects else None
-        word = Suspected(
-            from_step=at, step=at, losses=(), seconds=0.1, suspects=suspects, reason="gradient norm 1e30", evidence=own
-        )
+        word = Suspected(from_step=at, step=at, losses=(), suspects=suspects, reason="gradient norm 1e30", evidence=own)
         job, commands = step(job, Answer(1, rank, word), 3.0)
     return job, commands
 
@@ -475,7 +473,7 @@ def test_waiting_for_data_that_keep_coming_is_no_hang() -> None:
     job, _ = begun(submission(batch_size=4), 2)
     for second in range(1, 500):
         for rank in (0, 1):
-            coming = Beat(step=0, cells=0, fetched=second * 10**6, phase="data", stack="")
+            coming = Beat(step=0, cells=0, carried=second * 10**6, phase="data", stack="")
             job, _ = step(job, Answer(1, rank, coming), float(second))
         job, commands = step(job, Tick(1), float(second))
         assert commands == [SetTimer(1.0, Tick(1))]
@@ -526,6 +524,7 @@ def evaluating(measured_s: float | None = None) -> Job:
 
 def stands_still(job: Job, phase: str, bound_s: int, silent: bool = False) -> tuple[int | None, str]:
     """(after how many seconds without a sign rank 1 is given up, or None, and why)."""
+    job, _ = step(job, Tick(1), 100.0)
     for second in range(1, bound_s):
         for rank in (0,) if silent else (0, 1):
             beats = Beat(step=0, cells=second if rank == 0 else 0, phase=phase, stack="metric.py:3 compute")
@@ -607,7 +606,7 @@ def groups_of_rounds(cell_s: Sequence[tuple[float, float] | None]) -> list[Group
     """The group of each round of a job on two workers, which take so many seconds for a cell in that round."""
     job, commands = started(submission(batch_size=8, stop=pl.MaxSteps(300)), 2), []
     for rank in (0, 1):
-        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 0.0)
         job, commands = step(job, Answer(1, rank, ready(samples=8000)), 0.0)
     groups = []
     for turn, measured in enumerate(cell_s):
@@ -649,7 +648,7 @@ def test_a_restarted_master_resumes_at_the_checkpoint_and_fences_the_old_attempt
     assert step(job, Answer(3, 0, ready()), 1.0) == (job, [])
     job, commands = step(job, Planned(plan_of([(0, 4)])), 1.0)
     assert [c.attempt for c in commands if isinstance(c, StartWorkers)] == [4]
-    job, commands = step(job, Answer(4, 0, WorkerHello(pid=1, address="a")), 1.0)
+    job, commands = step(job, Answer(4, 0, WorkerHello(address="a")), 1.0)
     assert orders(commands)[0].checkpoint == checkpoint.ref
 
 
@@ -697,13 +696,34 @@ def test_another_member_saves_where_the_first_falls_silent_over_it() -> None:
     order = orders(commands)[0]
     for rank in (0, 1):
         job, commands = step(job, Answer(1, rank, trained(order)), 1.0)
-    for second in range(2, 200):  # an upload may take long: as long as it is heard, it is left alone
-        job, _ = step(job, Answer(1, 0, beat(1)), float(second))
+    for second in range(2, 5000):  # an upload may take long: as long as bytes arrive, it is left alone
+        sent = Beat(step=0, cells=0, carried=second // 60 * 10**6, phase="idle", stack="")
+        job, _ = step(job, Answer(1, 0, sent), float(second))
         job, commands = step(job, Tick(1), float(second))
         assert commands == [SetTimer(1.0, Tick(1))]
-    job, commands = step(job, Tick(1), 400.0)
+    for second in range(5000, 5200):
+        job, commands = step(job, Tick(1), float(second))
+        if len(commands) > 1:
+            break
     assert StopWorkers(1, (0,)) in commands
     assert orders(commands)[1] == SaveRound(step=1, which="last")
+
+
+def test_while_the_master_stands_still_nobody_hangs_and_who_is_silent_afterwards_does() -> None:
+    job, _ = begun(submission(batch_size=4), 2)
+    for rank in (0, 1):
+        job, _ = step(job, Answer(1, rank, beat(1)), 1.0)
+    job, _ = step(job, Tick(1), 1.0)
+    job, commands = step(job, Tick(1), 1000.0)  # its disk was full; what the workers said meanwhile is still unread
+    assert commands == [SetTimer(1.0, Tick(1))]
+    for second in range(1001, 1200):
+        job, _ = step(job, Answer(1, 0, beat(second)), float(second))
+        job, commands = step(job, Tick(1), float(second))
+        if StopWorkers(1, (1,)) in commands:
+            break
+    assert StopWorkers(1, (1,)) in commands
+    assert isinstance(job.state, Running)
+    assert job.state.members == (0,)
 
 
 @pytest.mark.parametrize(("took_s", "next_after_s"), [(0.1, 30), (2.0, 100), (60.0, 300)])
@@ -745,7 +765,7 @@ def test_one_that_joins_copies_a_members_state_whatever_was_published_since_it_w
     job, commands = begun(submission(batch_size=4, stop=pl.MaxSteps(30), checkpoint_every=1), 2)
     running_now = replace(job.state, target=3)  # type: ignore[type-var]
     job, _ = step(replace(job, state=running_now), Recruited(1, plan_of([(0, 4)]).workers[0]), 1.0)
-    job, setup = step(job, Answer(1, 2, WorkerHello(pid=1, address="a")), 1.0)
+    job, setup = step(job, Answer(1, 2, WorkerHello(address="a")), 1.0)
     assert orders(setup)[2].checkpoint is None
     job, commands = round_of(job, commands)
     ref = CheckpointRef(step=1, blob="b", nbytes=1)
@@ -829,7 +849,7 @@ def loading(checkpoints: tuple[Checkpoint, ...], fruitless: int = 0) -> Job:
     job, _ = resumed("job", sent, attempt=3, elapsed_s=0.0, checkpoints=checkpoints)
     job, _ = step(replace(job, fruitless=fruitless), Planned(plan_of([(0, 2), (2, 4)])), 1.0)
     for rank in (0, 1):
-        job, _ = step(job, Answer(4, rank, WorkerHello(pid=1, address="a")), 1.0)
+        job, _ = step(job, Answer(4, rank, WorkerHello(address="a")), 1.0)
     return job
 
 
@@ -846,7 +866,7 @@ def test_a_checkpoint_that_can_not_be_loaded_is_recorded_and_the_one_before_it_t
     assert RollBack(again) in commands
     assert (job.training.step, job.checkpoints) == (again, checkpoints[1:])
     job, _ = step(job, Planned(plan_of([(0, 4)])), 4.0)
-    _, commands = step(job, Answer(5, 0, WorkerHello(pid=1, address="a")), 4.0)
+    _, commands = step(job, Answer(5, 0, WorkerHello(address="a")), 4.0)
     assert orders(commands)[0].checkpoint == (checkpoints[1].ref if again else None)
 
 
@@ -934,7 +954,7 @@ def test_one_that_hangs_while_it_builds_is_stopped_and_named_and_another_is_soug
 
 def test_the_bound_of_one_that_became_ready_in_time_changes_nothing() -> None:
     job, rank = recruited(wanting(3))
-    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 2.0)
     job, _ = step(job, Answer(1, rank, ready()), 3.0)
     assert step(job, Late(1, f"setup of rank {rank}"), 901.0) == (job, [])
 
@@ -942,7 +962,7 @@ def test_the_bound_of_one_that_became_ready_in_time_changes_nothing() -> None:
 def test_an_error_of_one_that_joins_costs_the_join_and_not_the_job_and_is_on_record() -> None:
     job, rank = recruited(wanting(3))
     before = job
-    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 2.0)
     error = pl.DiskFull("the disk of this node is full.", "Free some space.").to_json()
     job, commands = step(job, Answer(1, rank, WorkerFailed(error=error)), 3.0)
     assert isinstance(job.state, Running)
@@ -958,7 +978,7 @@ def test_an_error_of_one_that_joins_costs_the_join_and_not_the_job_and_is_on_rec
 
 def test_one_that_joins_with_other_data_costs_the_join_and_is_named_with_both_prints() -> None:
     job, rank = recruited(wanting(3))
-    job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 2.0)
     job, commands = step(job, Answer(1, rank, ready("18:bb")), 3.0)
     assert isinstance(job.state, Running)
     assert stopped(commands) == {rank}
@@ -1006,7 +1026,7 @@ def test_a_user_who_scales_or_one_that_joins_ends_the_count_of_failed_joins() ->
 def test_scaling_down_drops_first_those_that_build_then_those_that_are_ready_then_members() -> None:
     job, ready_one = recruited(wanting(4))
     job, building = recruited(job)
-    job, _ = step(job, Answer(1, ready_one, WorkerHello(pid=1, address="a")), 2.0)
+    job, _ = step(job, Answer(1, ready_one, WorkerHello(address="a")), 2.0)
     job, _ = step(job, Answer(1, ready_one, ready()), 2.0)
     for workers, stops, leaving in ((4, set(), set()), (3, {building}, set()), (2, {building, ready_one}, set()), (1, {building, ready_one}, {1})):  # fmt: skip
         after, commands = step(job, ScaleRequested(workers), 3.0)
@@ -1185,7 +1205,7 @@ class Watched:
         """What this worker would say next, if all went well."""
         state = self.job.state
         if isinstance(state, Starting | Running) and rank in state.building:
-            return ready() if state.building[rank][1] else WorkerHello(pid=1, address="a")
+            return ready() if state.building[rank][1] else WorkerHello(address="a")
         match state.order if isinstance(state, Running) else None:
             case TrainRound(from_step=at) if isinstance(state, Running) and rank in state.answers:
                 return written(at)
@@ -1214,7 +1234,7 @@ class Watched:
             Saved(step=at, blob="b", nbytes=1, digest="sha256:1"),
             Evaluated(step=at + 1, first_cell=0, rows=(), seconds=0.1),
             Trained(from_step=at + 1, step=at + 2, losses=(1.0,), seconds=0.1, pace=NO_PACE),
-            WorkerHello(pid=1, address="a"),
+            WorkerHello(address="a"),
             Beat(step=at, cells=kind, phase="compute", stack="s"),
             WorkerFailed(error=UserCodeError("your code raised", "See it.").to_json()),
         ]
@@ -1405,7 +1425,7 @@ def sharded_job(workers: int = 2, **changes: Any) -> tuple[Job, list[Command]]:
     sent = submission(batch_size=4, sync="sharded", **changes)
     job, _ = step(Job(id="job", submission=sent), Planned(sharded_plan(workers)), 0.0)
     for rank in range(workers):
-        job, commands = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, commands = step(job, Answer(1, rank, WorkerHello(address="a")), 0.0)
         assert orders(commands)[rank].sharding == Sharding(microbatches=4)
         job, commands = step(job, Answer(1, rank, ready()), 0.0)
     return job, commands
@@ -1424,7 +1444,7 @@ def test_a_lost_worker_ends_a_sharded_attempt_which_goes_on_from_its_checkpoint(
     job, commands = step(job, AttemptEnded(1), 3.0)
     assert (job.state_name, job.training.step) == ("WAITING", 1)
     job, _ = step(job, Planned(sharded_plan(3)), 4.0)
-    job, commands = step(job, Answer(2, 2, WorkerHello(pid=1, address="a")), 4.0)
+    job, commands = step(job, Answer(2, 2, WorkerHello(address="a")), 4.0)
     assert orders(commands)[2].checkpoint == ref
 
 
@@ -1434,7 +1454,7 @@ def copying_job() -> tuple[Job, list[Command]]:
     sharding = Sharding(microbatches=4, copy_bytes=12)
     job, _ = step(Job(id="job", submission=sent), Planned(sharded_plan(3).model_copy(update={"sharding": sharding})), 0)
     for rank in range(3):
-        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 0.0)
         job, commands = step(job, Answer(1, rank, ready()), 0.0)
     return round_of(job, commands, now=2.0)
 
@@ -1464,7 +1484,7 @@ def test_a_lost_worker_costs_the_steps_since_the_copies_and_without_them_those_s
     assert RollBack(1) in commands
     job, _ = step(job, Planned(sharded_plan(2)), 4.0)
     for rank in range(2):
-        job, commands = step(job, Answer(2, rank, WorkerHello(pid=1, address="a")), 4.0)
+        job, commands = step(job, Answer(2, rank, WorkerHello(address="a")), 4.0)
         assert (orders(commands)[rank].copies, orders(commands)[rank].checkpoint) == (1, None)
         job, commands = step(job, Answer(2, rank, ready()), 4.0)
     assert orders(commands)[0].from_step == 1
@@ -1574,7 +1594,7 @@ def test_a_shard_that_cannot_be_loaded_sends_the_job_to_the_checkpoint_before() 
     job, _ = resumed("job", sent, 0, 0.0, checkpoints)
     job, _ = step(job, Planned(sharded_plan(2)), 0.0)
     for rank in (0, 1):
-        job, _ = step(job, Answer(1, rank, WorkerHello(pid=1, address="a")), 0.0)
+        job, _ = step(job, Answer(1, rank, WorkerHello(address="a")), 0.0)
         job, _ = step(job, Answer(1, rank, ready()), 0.0)
     job, commands = step(job, Answer(1, 1, Unloadable(step=8, reason="damaged")), 1.0)
     assert Discard(("at 8", "shard 8"), damaged=True) in commands

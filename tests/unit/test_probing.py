@@ -173,7 +173,7 @@ def test_probes_are_workers_of_attempt_0_and_the_plans_other_places_are_held() -
     ]
     assert isinstance(job.state, Planning)
     assert [placement.node_id for placement in job.state.held] == ["n2", "n3"]
-    job, commands = step(job, Answer(0, 1, WorkerHello(pid=1, address="a")), 1.0)
+    job, commands = step(job, Answer(0, 1, WorkerHello(address="a")), 1.0)
     (send,) = commands
     assert isinstance(send, Send)
     assert isinstance(send.message, ProbeSetup)
@@ -247,7 +247,7 @@ def test_a_refused_job_has_failed_with_the_planners_numbers() -> None:
 events_of_probes = st.one_of(
     st.integers(0, 2).map(probed),
     st.integers(0, 2).map(lambda rank: Lost(0, rank, "signal 9")),
-    st.integers(0, 2).map(lambda rank: Answer(0, rank, WorkerHello(pid=1, address="a"))),
+    st.integers(0, 2).map(lambda rank: Answer(0, rank, WorkerHello(address="a"))),
     st.sampled_from([AttemptEnded(0), Late(0, "probe"), Late(0, "setup"), ProbeWanted(PLAN, PLACES), Planned(PLAN)]),
 )
 
@@ -314,9 +314,7 @@ def trained_once(known: Measured) -> Learn:
     """What is learned from a job of one step of two microbatches, which took 0.1 s each."""
     fields = {"batch_size": 4, "microbatches": 2, "stop": pl.MaxSteps(1), "val": False}
     job, _ = step(Job("job", submission(**fields)), Planned(plan_of([(0, 2)]), known), 0.0)
-    job, _ = step(
-        job, Answer(1, 0, Ready(fingerprint="f", train_samples=18, val_samples=0, parameters=1, store_port=1)), 1.0
-    )
+    job, _ = step(job, Answer(1, 0, Ready(fingerprint="f", train_samples=18, parameters=1, store_port=1)), 1.0)
     pace = Pace(steps=1, cells=2, seconds=0.2, busy_s=0.2, waited_s=0.0)
     done = Trained(from_step=0, step=1, losses=(1.0,), seconds=0.2, pace=pace)
     job, _ = step(job, Answer(1, 0, done), 2.0)

@@ -103,7 +103,7 @@ class Scene:
         """Start an attempt, to where the script runs on all ranks; return what they were told."""
         self.play(Planned(plan or places(workers)))
         for rank in range(workers):
-            self.says(rank, WorkerHello(pid=1, address=f"host{rank}"))
+            self.says(rank, WorkerHello(address=f"host{rank}"))
         made = [command for rank in range(workers) for command in self.says(rank, ScriptReady(store_port=100 + rank))]
         return [
             command.message for command in made if isinstance(command, Send) and isinstance(command.message, RunScript)
@@ -387,7 +387,7 @@ def test_what_is_reported_is_recorded_and_rank_0s_newest_values_are_the_jobs() -
 def test_an_error_while_setting_up_ends_the_job_as_it_is() -> None:
     scene = Scene(job_of())
     scene.play(Planned(places(2)))
-    scene.says(0, WorkerHello(pid=1, address="host0"))
+    scene.says(0, WorkerHello(address="host0"))
     scene.says(0, WorkerFailed(error={"code": "invalid_spec", "fact": "pip could not install it"}))
     assert scene.job.state == Failed({"code": "invalid_spec", "fact": "pip could not install it"})
 
@@ -440,7 +440,7 @@ def test_a_script_cancelled_while_it_waits_for_room_has_its_output_fetched_from_
     started = [c for c in scene.play(CancelRequested()) if isinstance(c, StartWorkers)]
     assert [(p.rank, p.node_id) for p in started[0].placements] == [(0, "n0"), (2, "n1")]
     assert held_by_worker(scene.job) == (0, 0)
-    assert fetched(scene.says(0, WorkerHello(pid=1, address="host0"))) == [0]
+    assert fetched(scene.says(0, WorkerHello(address="host0"))) == [0]
     scene.says(0, OutputSaved(blob="b" * 64, nbytes=7))
     scene.play(Lost(2, 2, "node n1 is gone"))
     assert isinstance(scene.job.state, Cancelled)
@@ -545,7 +545,7 @@ class World:
                 assert not self.live
                 self.live.add(started)
                 if isinstance(self.scene.job.state, ScriptSaving):
-                    self.play(*(Answer(started, p.rank, WorkerHello(pid=1, address="host")) for p in placements))
+                    self.play(*(Answer(started, p.rank, WorkerHello(address="host")) for p in placements))
             case Send(to, rank, message):
                 assert to == attempt
                 if isinstance(message, SaveOutput):
@@ -633,5 +633,5 @@ def test_a_script_that_was_cancelled_does_not_run_again_under_the_next_master() 
 def test_a_worker_is_told_what_to_set_up_when_it_says_hello() -> None:
     scene = Scene(job_of())
     scene.play(Planned(places(2)))
-    sent = scene.says(1, WorkerHello(pid=1, address="host1"))
+    sent = scene.says(1, WorkerHello(address="host1"))
     assert sent == [Send(1, 1, ScriptSetup(submission=scene.job.submission))]

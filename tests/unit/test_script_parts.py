@@ -241,3 +241,10 @@ def test_a_rank_sees_all_devices_of_its_node_so_that_its_local_rank_is_an_index_
     ]
     found = [environment(places, rank, ("host", 1), "job", (0, 0)) for rank in range(3)]
     assert [(e["LOCAL_RANK"], e["CUDA_VISIBLE_DEVICES"]) for e in found] == [("0", "1,3"), ("1", "1,3"), ("0", "0")]
+
+
+def test_thousands_of_ranks_start_on_what_there_is_and_more_than_can_be_planned_are_refused() -> None:
+    options = ScriptOptions(command=("train.py",), resources=pl.Resources(workers=4000), min_workers=1)
+    assert len(plan_script([node("a", cores=2), node("b", cores=3)], options).workers) == 5
+    with pytest.raises(pl.InvalidSpec, match="workers=5000 were asked for; 4,096 are the most"):
+        ScriptOptions(command=("train.py",), resources=pl.Resources(workers=5000))

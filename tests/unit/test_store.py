@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import sqlite3
@@ -316,6 +317,25 @@ def test_a_full_disk_is_told_as_such_and_the_store_works_on_when_there_is_room(
     limit(10**6)
     store.save(job, None, [large], now=3.0)
     assert len(store.events("job-1", after=0)) == 2
+
+
+def test_a_database_that_is_locked_is_told_as_such_and_written_once_it_is_not(
+    store: Store, job: Job, file: Path
+) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with store._engine.connect() as connection:  # the pool has this one connection
+            connection.exec_driver_sql("PRAGMA busy_timeout=10")
+        with pytest.raises(pl.PacelineError, match="database is locked"):
+            store.save(job, None, [Record("note", {})], now=2.0)
+    store.save(job, None, [Record("note", {})], now=3.0)
+    assert [row.kind for row in store.events("job-1", after=0)] == ["state", "note"]
+
+
+def test_jobs_that_ended_long_ago_are_left_out_where_they_are_not_wanted(store: Store, job: Job) -> None:
+    store.save(replace(job, state=Cancelled()), None, [], now=50.0)
+    assert [row.id for row in store.jobs(ended_after=49.0)] == ["job-1"]
+    assert store.jobs(ended_after=50.0) == []
 
 
 def test_what_was_learned_of_a_kind_is_there_again_after_a_restart_the_latest_for_each_class(

@@ -10,10 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from paceline.master.app import create_app, open_master
+from paceline.master.cluster import WorkerLink
 from paceline.master.committed import Training
 from paceline.master.context import Master
 from paceline.master.job import Job
 from paceline.master.states import Failed
+from paceline.plan import Placement
 from paceline.versions import here
 
 from builders import submission
@@ -193,3 +195,11 @@ def _hello() -> Any:
         name="n0", is_master=False, address="127.0.0.1", hardware_class="cpu:AVX2", cores=1, memory=8 * GIB,
         versions=here(),
     )  # fmt: skip
+
+
+def test_a_token_that_is_no_ascii_text_opens_nothing_beside_living_workers(http: TestClient, master: Master) -> None:
+    place = Placement(rank=0, node_id="n", node_name="n", device="cpu", share=(0, 1))
+    master.cluster.workers["job", 1, 0] = WorkerLink(place, threads=1, memory=1)
+    answer = http.get("/jobs", headers={"Authorization": b"Bearer of-\xe4nn"})
+    assert code(answer) == (401, "unauthorized")
+    del master.cluster.workers["job", 1, 0]

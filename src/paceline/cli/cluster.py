@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli.common import Cores, Folder, Json, Price, connect, data_folder, require_node_parts, trusted
-from paceline.cli.output import console, counted, gib, rows, show, si, span
+from paceline.cli.output import console, gib, rows, show, si, span
 from paceline.errors import Forbidden
+from paceline.explain import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +27,15 @@ Ca = Annotated[Path | None, trusted("The certificate file to trust.")]
 
 def join(
     url: Url,
-    token: Annotated[str, typer.Option(help="The node token, as in the join line of `paceline up`.")],
+    token: Annotated[
+        str,
+        typer.Option(
+            help="The node token, as in the join line of `paceline up`. Where others use this machine, set "
+            "`PACELINE_TOKEN` instead: a command line is everybody's to read.",
+            envvar="PACELINE_TOKEN",
+            show_envvar=False,
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="The node's name.", show_default="the host's name")] = None,
     cores: Cores = None,
     price: Price = 0.0,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli.output import counted, pairs, values
+from paceline.cli.output import pairs, values
 from paceline.errors import PacelineError
+from paceline.explain import counted
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -17,8 +17,9 @@ import typer
 
 from paceline import versions
 from paceline.cli.common import Json, data_folder, missing_node_parts
-from paceline.cli.output import counted, gib, rows, show
+from paceline.cli.output import gib, rows, show
 from paceline.errors import MasterUnreachable, PacelineError
+from paceline.explain import counted
 
 SCARCE_BYTES = 2 * 2**30
 

@@ -11,8 +11,9 @@ import typer
 
 from paceline.cli.common import JobId, Json, connect
 from paceline.cli.delivery import Output, check_output, deliver, reproducible
-from paceline.cli.output import counted, pairs, rows, show, span, values
+from paceline.cli.output import pairs, rows, show, span, values
 from paceline.errors import Conflict, Expired
+from paceline.explain import counted
 from paceline.script import ScriptOptions
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from paceline.cli.common import Json, connect
-from paceline.cli.output import counted, pairs, rows, show
+from paceline.cli.output import pairs, rows, show
+from paceline.explain import counted
 
 
 def tokens(

@@ -16,7 +16,7 @@ from paceline.client.embedded import EmbeddedMaster, embed
 from paceline.client.job import Job
 from paceline.client.scripts import Call, prepare_script
 from paceline.client.submission import Packed, prepare
-from paceline.errors import InvalidSpec
+from paceline.errors import InvalidSpec, Unauthorized
 from paceline.measured import Link
 from paceline.plan import Node, Plan
 from paceline.script import ScriptSpec
@@ -32,7 +32,8 @@ class Client:
 
     token: the master's bearer token. ca: a certificate file to trust. folder: with local=True, where the embedded
     master keeps its state (default: a temporary folder). agents, cores: with local=True, how many nodes to emulate on
-    this machine, and the cores of each. Use it as a context manager, or call close().
+    this machine, and the cores of each. engine: with local=True, what starts the agents: "local" or "ray". Use it as a
+    context manager, or call close().
 
     Raises InvalidSpec, MasterUnreachable and Unauthorized at once where the master can't be talked to.
     """
@@ -61,6 +62,10 @@ class Client:
         if not url.startswith(("http://", "https://")):
             raise InvalidSpec(
                 f"{url!r} is not a master's address.", f"Write https://{url}, or http:// where there is no TLS."
+            )
+        if not token.isascii():
+            raise Unauthorized(
+                "the token has characters that no token has.", "Copy it whole, without the “…” of a help text."
             )
         self.url = url
         self.http = httpx.Client(

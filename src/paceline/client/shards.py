@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from paceline.digest import file_sha256
+from paceline.errors import ProtocolError
 from paceline.transfer import BlobStore
 
 INDEX = "model.safetensors.index.json"
 
 
 def fetch_files(blobs: BlobStore, folder: Path, found: Mapping[str, Any]) -> list[Path]:
-    """Fetch the model's files and their index into the folder; those that are there whole stay as they are."""
+    """Fetch the model's files and their index into the folder; those that are there whole stay as they are.
+
+    Raises ProtocolError for a file that would not lie in the folder: a worker chose its name.
+    """
     paths = []
     for file in found["files"]:
+        if Path(file["name"]).name != file["name"]:
+            raise ProtocolError(f"the model has a file {file['name']!r}, which is no plain file name.")
         path = folder / file["name"]
         if not path.exists() or file_sha256(path) != file["blob"]:
             blobs.download(file["blob"], path)

@@ -216,8 +216,12 @@ class Agent:
     def _start(self, order: StartWorker) -> None:
         key = f"{order.job_id}.{order.attempt}.{order.rank}"
         folder = self._folder / "workers" / key
-        folder.mkdir(parents=True)
         self._workers[key] = RunningWorker(order, folder)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:  # a full disk costs this worker, not those that run
+            log.error("worker_not_started", worker=key, error=str(error))
+            return self._exited(key, 1)
         env = WorkerEnv(
             master_url=self._url,
             job_id=order.job_id,

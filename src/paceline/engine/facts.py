@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import shutil
 import socket
@@ -13,11 +14,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import structlog
 
 from paceline.engine import cgroup
 from paceline.plan import Device
 
 CPU_FIELDS = ("model name", "flags", "Features", "CPU part", "cache size")
+
+log = structlog.get_logger("agent")
 
 
 def hardware_class() -> str:
@@ -45,13 +49,26 @@ def devices() -> tuple[Device, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    query = [tool, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603 - fixed arguments
+    query = [tool, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603 - fixed arguments
+    except subprocess.TimeoutExpired:
+        log.warning("no_devices", reason="nvidia-smi does not answer: the driver hangs")
+        return ()
     rows = [line.split(", ") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
     return tuple(
-        Device(kind="cuda", index=int(index), name=name.replace(" ", "-"), memory=int(mib) * 2**20)
-        for index, name, mib in rows
+        Device(
+            kind="cuda", index=int(index), name=name.replace(" ", "-"), memory=int(mib) * 2**20 if mib.isdigit() else 0
+        )
+        for index, uuid, name, mib in rows
+        if _is_visible(index, uuid)
     )
+
+
+def _is_visible(index: str, uuid: str) -> bool:
+    """Whether this process may use the GPU: a batch system, or Ray, may have given it some of the machine's only."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed is None or any(name == index or (name and uuid.startswith(name)) for name in listed.split(","))
 
 
 def address_towards(master_url: str) -> str:

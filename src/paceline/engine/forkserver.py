@@ -70,8 +70,12 @@ class ForkServer:
             for pid in [pid for pid, key in self._keys.items() if key == request["kill"]]:
                 kill_worker(pid)
             return
-        result_read, result_write = os.pipe() if "calibrate" in request else (-1, -1)
-        pid = os.fork()
+        try:
+            result_read, result_write = os.pipe() if "calibrate" in request else (-1, -1)
+            pid = os.fork()
+        except OSError as error:  # a limit of processes or files costs this worker, not those that run
+            print(f"{request['key']} can't be forked: {error}", file=sys.stderr)  # noqa: T201 - the agent's log
+            return self._answer({"exited": request["key"], "status": 1})
         if pid == 0:
             self._become(request, result_write)
         if "calibrate" in request:
@@ -152,6 +156,7 @@ def _calibrate(device: str, result: int) -> None:
 
 def _see_only(device: str) -> None:
     if device.startswith("cuda:"):
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver's tool numbers them
         os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
 
 

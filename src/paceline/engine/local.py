@@ -9,11 +9,15 @@ import sys
 import threading
 from collections.abc import Sequence
 
+import structlog
+
 from paceline.engine.protocol import AgentArgs
 from paceline.errors import Unauthorized, VersionMismatch
 
 WATCH_EVERY_S = 1.0
 REFUSED = (Unauthorized.exit_code, VersionMismatch.exit_code)
+
+log = structlog.get_logger("engine")
 
 
 class LocalEngine:
@@ -21,8 +25,6 @@ class LocalEngine:
 
     cores: that each agent says it has; None for what the machine has. An agent that dies is started again.
     """
-
-    name = "local"
 
     def __init__(self, agents: int = 1, cores: int | None = None) -> None:
         host = socket.gethostname()
@@ -39,7 +41,10 @@ class LocalEngine:
 
     def _watch(self, args: AgentArgs) -> None:
         while not self._closing.wait(WATCH_EVERY_S):
-            self._cover(args)
+            try:
+                self._cover(args)
+            except OSError as error:  # no process, no memory: there may be some soon
+                log.error("agent_not_started", error=str(error))
 
     def _cover(self, args: AgentArgs) -> None:
         """A living agent for each node, except one that the master refused."""

@@ -34,8 +34,6 @@ class AgentArgs(BaseModel):
 
 
 class Engine(Protocol):
-    name: str
-
     def start(self, args: AgentArgs) -> None: ...
 
     def close(self) -> None: ...

@@ -15,7 +15,7 @@ import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from paceline.engine.local import end_agent, spawn_agent
+from paceline.engine.local import REFUSED, end_agent, spawn_agent
 from paceline.engine.protocol import AgentArgs
 from paceline.errors import MasterUnreachable
 
@@ -41,7 +41,8 @@ class AgentActor:
         self._process = spawn_agent(args.model_copy(update={"folder": Path(self._folder.name)}))
 
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether there is an agent, or one that the master refused: another would be refused again."""
+        return self._process.poll() in (None, *REFUSED)
 
     def end(self) -> None:
         end_agent(self._process)
@@ -50,8 +51,6 @@ class AgentActor:
 
 class RayEngine:
     """address: of a running cluster; None starts one on this machine, with token authentication."""
-
-    name = "ray"
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address
@@ -78,7 +77,10 @@ class RayEngine:
 
     def _watch(self, args: AgentArgs) -> None:
         while not self._closing.wait(WATCH_EVERY_S):
-            self._cover(args)
+            try:
+                self._cover(args)
+            except (OSError, ray.exceptions.RayError) as error:  # the next look may find Ray well again
+                log.error("ray_not_looked_at", error=str(error))
 
     def _cover(self, args: AgentArgs) -> None:
         """An agent on each node that is alive and has none."""

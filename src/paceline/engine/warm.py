@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
 MAX_LINE_BYTES = 1 << 20
+RESPAWN_AFTER_S = 1.0
 CALIBRATION = "calibration"  # its key beside the workers'
 WORKERS_ENV = {
     "OMP_NUM_THREADS": "1",
@@ -22,6 +25,8 @@ WORKERS_ENV = {
     # What does go back, a sharded model's units, returns by pages of 2 MiB, where the system has them for the asking.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+log = structlog.get_logger("agent")
 
 
 class WarmWorkers:
@@ -38,28 +43,38 @@ class WarmWorkers:
     async def run(self) -> None:
         """Keep a fork server alive; if it dies, its workers are lost and a new one takes its place."""
         while True:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # see client/embedded.py
-                "-m",
-                "paceline.engine.forkserver",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=MAX_LINE_BYTES,
-                env={**os.environ, **WORKERS_ENV},
-            )
+            try:
+                self._process = await self._spawned()
+            except OSError as error:  # no memory, no process: there may be some soon
+                log.error("fork_server_not_started", error=str(error), retry_s=RESPAWN_AFTER_S)
+                await asyncio.sleep(RESPAWN_AFTER_S)
+                continue
             for line in self._queued:
                 self._write(line)
             self._queued.clear()
             assert self._process.stdout is not None
             async for answer in self._process.stdout:
                 self._handle(json.loads(answer))
-            await self._process.wait()
+            status = await self._process.wait()
+            log.error("fork_server_ended", status=status)
             self._process = None
             for key, pid in list(self._alive.items()):
                 if pid is not None:
                     kill_worker(pid)
                 self._exited(key, -signal.SIGKILL)
+            await asyncio.sleep(RESPAWN_AFTER_S if status > 0 else 0)  # it ended by itself, and may do so again at once
+
+    async def _spawned(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # see client/embedded.py
+            "-m",
+            "paceline.engine.forkserver",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            env={**os.environ, **WORKERS_ENV},
+        )
 
     def start(self, key: str, env: dict[str, Any]) -> None:
         self.kill(CALIBRATION)  # it would take time from the worker, and measure what the worker leaves it

@@ -70,8 +70,10 @@ def tokens(folder: Path) -> dict[str, str]:
     path = folder / "tokens.json"
     if not path.exists():
         made = {role: f"pl-{role}-{secrets.token_urlsafe(24)}" for role in ("client", "node")}
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        part = path.with_suffix(".part")  # a full disk must not leave half of it
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(made, file)
+        part.replace(path)
     found: dict[str, str] = json.loads(path.read_text())
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def create_app(master: Master) -> FastAPI:
         await master.controller.resume()
         running = [asyncio.create_task(work) for work in (master.controller.run(), sweep_forever(master))]
         for task in running:
-            task.add_done_callback(_tell_failure)
+            task.add_done_callback(_end_with)
         yield
         for task in running:
             task.cancel()
@@ -78,9 +79,11 @@ def create_app(master: Master) -> FastAPI:
     return app
 
 
-def _tell_failure(task: asyncio.Task[None]) -> None:
+def _end_with(task: asyncio.Task[None]) -> None:
+    """End the master with a part of it that failed: jobs that are taken and never handled are worse than none."""
     if not task.cancelled() and task.exception() is not None:
-        log.error("master_task_failed", exc_info=task.exception())
+        log.error("master_failed", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _answer_error(_: Request, error: Exception) -> JSONResponse:
@@ -98,12 +101,18 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
 async def sweep_forever(master: Master) -> None:
     """Every hour, let go of what is kept no longer."""
     while True:
-        await asyncio.to_thread(sweep, master, time.time())
+        try:
+            await asyncio.to_thread(sweep, master, time.time())
+        except (OSError, PacelineError) as error:  # a full disk above all: the next sweep may make room
+            log.error("sweep_failed", error=str(error))
         await asyncio.sleep(SWEEP_EVERY_S)
 
 
 def sweep(master: Master, now: float) -> int:
     """Forget expired models and delete blobs that no job needs; return the bytes freed."""
-    for row in retention.expired(master.store.jobs(), now):
+    gone = retention.expired(master.store.jobs(), now)
+    kept = retention.blobs_in_use(master.store.jobs(ended_after=now - retention.LONGEST_S), now)
+    freed = master.blobs.keep_only(kept, before=now - retention.DAY_S)
+    for row in gone:  # after the blobs: with a full disk nothing can be written before these make room
         master.store.forget_model(row.id)
-    return master.blobs.keep_only(retention.blobs_in_use(master.store.jobs(), now), before=now - retention.DAY_S)
+    return freed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -25,7 +26,14 @@ class Blobs:
             made.mkdir(parents=True, exist_ok=True)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if not self._path(name).exists()]
+        """Those that are not here. The others count as new: who asks is about to need them."""
+        absent = []
+        for name in names:
+            try:
+                os.utime(self._path(name))
+            except FileNotFoundError:
+                absent.append(name)
+        return absent
 
     def path(self, name: str) -> Path:
         """The blob's file. Raises NotFound."""
@@ -42,7 +50,7 @@ class Blobs:
         """
         path, part = self._path(name), self._parts / name
         with self._locks[name]:
-            if path.exists():
+            if not self.missing([name]):
                 return total, True
             have = part.stat().st_size if part.exists() else 0
             if have > total:  # left by an upload that lied about its length
@@ -74,9 +82,10 @@ class Blobs:
         return total, True
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete these blobs, where they are here."""
+        """Delete these blobs, where they are here; a name that no blob can have is not."""
         for name in names:
-            self._path(name).unlink(missing_ok=True)
+            with contextlib.suppress(InvalidSpec):
+                self._path(name).unlink(missing_ok=True)
 
     def keep_only(self, names: set[str], before: float) -> int:
         """Delete all other blobs and parts that were last written before that time; return how many bytes that freed.
@@ -85,9 +94,10 @@ class Blobs:
         """
         freed = 0
         for path in [*self.folder.iterdir(), *self._parts.iterdir()]:
-            if path.name not in names and path.stat().st_mtime < before:
-                freed += path.stat().st_size
-                path.unlink()
+            with contextlib.suppress(FileNotFoundError):  # an upload was completed meanwhile, or a checkpoint dropped
+                if path.name not in names and path.stat().st_mtime < before:
+                    freed += path.stat().st_size
+                    path.unlink()
         return freed
 
     def _path(self, name: str) -> Path:

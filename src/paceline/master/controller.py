@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
-from paceline.errors import Conflict, DiskFull, JobFailed, PacelineError, Unplaceable
+from paceline.errors import Conflict, JobFailed, PacelineError, Unplaceable
 from paceline.master import lives, retention
 from paceline.master.artifacts import Blobs
 from paceline.master.cluster import Cluster, SendMessage, WorkerKey
@@ -40,9 +41,10 @@ from paceline.master.placing import check_quota
 from paceline.master.scheduler import Scheduler
 from paceline.master.states import TERMINAL, Planning
 from paceline.master.store import Store
+from paceline.measured import Measured
 from paceline.messages.from_agent import AgentHello, LogLines
 from paceline.messages.from_worker import FromWorker, Progressed, Reported, Trained
-from paceline.plan import Plan
+from paceline.plan import Node, Plan
 from paceline.planner.queue import Policy
 from paceline.planner.sharded import decided
 from paceline.spec import Submission
@@ -72,15 +74,15 @@ class Controller:
             await self._resume(row)
 
     async def run(self) -> None:
-        """Serve until cancelled."""
-        beside = [asyncio.create_task(work()) for work in (self.scheduler.run, self._discard_forever)]
-        try:
-            while True:
-                job_id, event = await self._events.get()
-                await self._handle(job_id, event)
-        finally:
-            for task in beside:
-                task.cancel()
+        """Serve until cancelled. Raises what ends any of its parts: none can go on without the others."""
+        async with asyncio.TaskGroup() as parts:
+            for part in (self._serve, self.scheduler.run, self._discard_forever):
+                parts.create_task(part())
+
+    async def _serve(self) -> None:
+        while True:
+            job_id, event = await self._events.get()
+            await self._handle(job_id, event)
 
     async def _resume(self, row: JobRow) -> None:
         job, commands = lives.resumed(row)
@@ -103,23 +105,14 @@ class Controller:
         if known is not None:
             return _theirs(known, user)
         check_quota(submission, user, self._policy.quota(user))
-        if isinstance(submission, Submission):
-            submission = decided(self._cluster.nodes(), submission, self._knowledge.of(submission))
-        self.check_placeable(submission)
+        seen = self._cluster.nodes(), submission, self._knowledge.of(submission)
+        submission = await asyncio.to_thread(_placeable, *seen)
         job_id = f"job-{uuid.uuid4().hex[:10]}"
         row, new = await asyncio.to_thread(self._store.add_job, job_id, submission, time.time(), user)
         if new:
             self._adopt(lives.new(row.id, submission), row)
             self.scheduler.wake()
         return _theirs(row, user)
-
-    def check_placeable(self, submission: AnySubmission) -> None:
-        """Raise Unplaceable unless the job could run here within its limits, now or once running jobs have ended."""
-        try:
-            lives.first_plan(self._cluster.nodes(), submission, self._knowledge.of(submission))
-        except Unplaceable as refusal:
-            if not refusal.details.get("busy"):
-                raise
 
     def post(self, job_id: str, event: Event) -> None:
         self._events.put_nowait((job_id, event))
@@ -200,7 +193,10 @@ class Controller:
         if stored:
             await self._save(job, lives.present_plan(job), stored)
         for command in commands:
-            self._perform(job, command)
+            try:
+                self._perform(job, command)
+            except Exception as error:
+                log.error("command_failed", job=job.id, command=repr(command)[:500], exc_info=error)
         if isinstance(job.state, TERMINAL):
             log.info("job_ended", job=job.id, state=job.state_name)
             del self._jobs[job.id]
@@ -217,11 +213,11 @@ class Controller:
             self._cluster.hold(job.id, (), 0, 0)
 
     async def _save(self, job: AnyJob, plan: Plan | None, stored: list[Any]) -> None:
-        """With a full disk, jobs stand still until there is room, rather than go on unrecorded."""
+        """While the store can't be written, as with a full disk, jobs stand still rather than go on unrecorded."""
         while True:
             try:
                 rows = await asyncio.to_thread(self._store.save, job, plan, stored, time.time())
-            except DiskFull as error:
+            except PacelineError as error:
                 log.error("store_unavailable", job=job.id, error=str(error), retry_s=RETRY_STORE_S)
                 await asyncio.sleep(RETRY_STORE_S)
                 continue
@@ -270,10 +266,27 @@ class Controller:
                 await asyncio.to_thread(self._discard, names)
 
     def _discard(self, names: set[str]) -> None:
+        now = time.time()
         try:
-            self._blobs.remove(names - retention.blobs_in_use(self._store.jobs(), time.time()))  # twins share blobs
+            rows = self._store.jobs(ended_after=now - retention.LONGEST_S)
+            self._blobs.remove(names - retention.blobs_in_use(rows, now))  # twins share blobs
         except (OSError, PacelineError) as error:
             log.error("discard_failed", blobs=len(names), error=str(error))
+
+
+def _placeable(nodes: Sequence[Node], submission: AnySubmission, known: Measured) -> AnySubmission:
+    """The submission, with what "auto" in it means here. Takes a while on many nodes: call it beside the loop.
+
+    Raises Unplaceable unless the job could run here within its limits, now or once running jobs have ended.
+    """
+    if isinstance(submission, Submission):
+        submission = decided(nodes, submission, known)
+    try:
+        lives.first_plan(nodes, submission, known)
+    except Unplaceable as refusal:
+        if not refusal.details.get("busy"):
+            raise
+    return submission
 
 
 def _theirs(known: JobRow, user: str) -> JobRow:

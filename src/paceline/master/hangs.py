@@ -17,7 +17,7 @@ FACTOR = 20.0
 STEP_LEAST_S = 10.0
 EVALUATION_LEAST_S = 30.0
 FIRST_BOUND_S = 120.0  # while nothing is measured
-CHECKPOINT_BOUND_S = 600.0
+CHECKPOINT_BOUND_S = SAVE_BOUND_S = 600.0
 BUILDING_BOUND_S = 900.0
 
 
@@ -42,9 +42,11 @@ def hung(state: Running, now: float) -> Mapping[int, str]:
 
 
 def still_bound(state: Running, phase: str) -> float:
-    """How long a member may make no progress in what it does. The save of the model has a timer of its own."""
-    if isinstance(state.order, SaveRound) or phase == "exchange":  # who waits for others is not at fault
+    """How long a member may make no progress in what it does."""
+    if phase == "exchange":  # who waits for others is not at fault
         return math.inf
+    if isinstance(state.order, SaveRound):
+        return SAVE_BOUND_S
     if phase == "building":  # a sharded worker makes its shard, or reads it, once the group is known
         return BUILDING_BOUND_S
     if isinstance(state.order, EvaluateRound):

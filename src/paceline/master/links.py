@@ -52,7 +52,7 @@ class Links:
         """Measure what is needed to know, or estimate, the links between these nodes, by ids; see ports.next_pair.
 
         A link is measured where it is unknown, or older than ten minutes; that of a node on which workers train only
-        where it is unknown: half a second of traffic disturbs little, but it would measure what training leaves.
+        where it is unknown: a third of a second of traffic disturbs little, but it would measure what training leaves.
         After `within_s`, nothing more is begun, and the rest stays unknown.
         """
         deadline = time.monotonic() + within_s

@@ -141,6 +141,10 @@ def _watch(job: Job, state: Running, now: float) -> Outcome:
     """Once a second: end members that hang. Their loss then comes back as an event, like any other."""
     again = SetTimer(starting.TICK_S, Tick(job.attempt))
     commands: list[Command] = []
+    # this master's disk was full, or it was stopped: what members said meanwhile is still to be read
+    overslept = max(0.0, now - max(state.looked_at, state.since) - 2 * starting.TICK_S)
+    state = replace(members.excused(state, overslept), looked_at=now)
+    job = replace(job, state=state)
     for rank, how in hangs.hung(state, now).items():
         commands.append(StopWorkers(job.attempt, (rank,)))
         if isinstance(job.state, Running):  # an unreachable node would never report its end

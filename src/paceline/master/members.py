@@ -162,9 +162,20 @@ def smoothed(before: float | None, seconds: float) -> float:
 
 def note_beat(worker: Worker, beat: Beat, now: float) -> Worker:
     """What the worker said of itself. Only a changed counter is progress."""
-    counter = (beat.step, beat.cells, beat.fetched)
+    counter = (beat.step, beat.cells, beat.carried)
     moved_at = now if counter != worker.counter or beat.phase != worker.phase else worker.moved_at
     return replace(worker, counter=counter, moved_at=moved_at, beat_at=now, phase=beat.phase, stack=beat.stack)
+
+
+def excused(state: Running, seconds: float) -> Running:
+    """So many seconds of silence and standstill were nobody's fault."""
+    if not seconds:
+        return state
+    workers = {
+        rank: replace(worker, beat_at=worker.beat_at + seconds, moved_at=worker.moved_at + seconds)
+        for rank, worker in state.workers.items()
+    }
+    return replace(state, workers=workers)
 
 
 def on_node(state: Running, node_id: str) -> tuple[set[int], set[int]]:

@@ -17,7 +17,7 @@ from paceline.stop import MaxEpochs, MaxSteps, Progress, StopCondition, fired, l
 
 ROUND_TARGET_S = 0.5
 CHECKPOINT_EVERY_S, CHECKPOINT_AT_LEAST_EVERY_S = 30.0, 300.0
-SAVE_BOUND_S = 600.0
+WRITTEN_WITHIN_S = 600.0
 
 
 def advance(job: Job, state: Running, now: float) -> Outcome:
@@ -140,8 +140,8 @@ def _stop_steps(stop: StopCondition, grid: Grid) -> list[int]:
 def _order(job: Job, state: Running, order: Round, now: float) -> Outcome:
     state = replace(state, order=order, ordered_at=now, answers={}, lost=())
     commands: list[Command] = [Send(job.attempt, rank, order) for rank in members.asked(state)]
-    if isinstance(order, SaveRound) or only_writes(order):
-        commands.append(SetTimer(SAVE_BOUND_S, Late(job.attempt, waiting_for(state))))
+    if only_writes(order):
+        commands.append(SetTimer(WRITTEN_WITHIN_S, Late(job.attempt, waiting_for(state))))
     return replace(job, state=state), commands
 
 

@@ -11,6 +11,7 @@ from paceline.master.models import JobRow
 UNDELIVERED_DAYS = 30
 DELIVERED_DAYS = 7
 DAY_S = 86_400.0
+LONGEST_S = (UNDELIVERED_DAYS + DELIVERED_DAYS) * DAY_S  # after a job's end
 
 
 def expires_at(row: JobRow) -> float | None:

@@ -93,7 +93,8 @@ class Running:
     round's steps, of the longest evaluation. preempted: why the job is to leave its nodes at the next commit.
     checkpointed_at, checkpoint_s: when the last checkpoint was ordered, and how long the last whole one took.
     copying: of the commit whose shards are being copied, copied: by whom already. copied_at, copy_s: when the last
-    copies were ordered, and how long they took. copies_failed: no more in this attempt.
+    copies were ordered, and how long they took. copies_failed: no more in this attempt. looked_at: when hangs were last
+    looked for.
     """
 
     plan: Plan
@@ -132,6 +133,7 @@ class Running:
     copy_s: float = 0.0
     copies_failed: bool = False
     shown: Shown = field(default_factory=Shown)
+    looked_at: float = 0.0
 
     @property
     def staying(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, delete, event, inspect, select, text, update
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from paceline.errors import DiskFull, NotFound, PacelineError
@@ -40,6 +41,15 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """One transaction. Raises DiskFull, and PacelineError where the database fails otherwise."""
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except (OperationalError, TimeoutError) as error:
+            raise _told(error) from error
+
     # ---- jobs ----
 
     def add_job(
@@ -62,7 +72,7 @@ class Store:
             user=user,
         )
         try:
-            with self._sessions.begin() as session:
+            with self._writing() as session:
                 session.add(row)
                 session.flush()
                 session.add(EventRow(job_id=job_id, at=now, kind="state", data={"state": "QUEUED", "attempt": 0}))
@@ -71,8 +81,6 @@ class Store:
             if known is None:
                 raise
             return known, False
-        except OperationalError as error:
-            raise _told(error) from error
         return row, True
 
     def job_of_request(self, request_id: str) -> JobRow | None:
@@ -84,14 +92,11 @@ class Store:
     ) -> list[EventRow]:
         """Write the job's state with what happened; return the event rows, numbered."""
         events = [EventRow(job_id=job.id, at=now, kind=r.kind, data=r.data) for r in records if isinstance(r, Record)]
-        try:
-            with self._sessions.begin() as session:
-                session.execute(update(JobRow).where(JobRow.id == job.id).values(**_columns(job, plan, now)))
-                for record in records:
-                    _write(session, job.id, record, now)
-                session.add_all(events)
-        except OperationalError as error:
-            raise _told(error) from error
+        with self._writing() as session:
+            session.execute(update(JobRow).where(JobRow.id == job.id).values(**_columns(job, plan, now)))
+            for record in records:
+                _write(session, job.id, record, now)
+            session.add_all(events)
         return events
 
     def job(self, job_id: str) -> JobRow:
@@ -102,10 +107,11 @@ class Store:
             raise NotFound(f"there is no job {job_id!r}.", "`paceline jobs` lists them.")
         return row
 
-    def jobs(self) -> list[JobRow]:
-        """Newest first."""
+    def jobs(self, ended_after: float = 0.0) -> list[JobRow]:
+        """Newest first; of those that have ended, the ones that did so after that time."""
+        recent = JobRow.ended_at.is_(None) | (JobRow.ended_at > ended_after)
         with self._sessions() as session:
-            return list(session.scalars(select(JobRow).order_by(JobRow.created_at.desc())))
+            return list(session.scalars(select(JobRow).where(recent).order_by(JobRow.created_at.desc())))
 
     def unfinished(self) -> list[JobRow]:
         """Oldest first."""
@@ -125,7 +131,7 @@ class Store:
             return list(session.scalars(query.order_by(CommitRow.from_step)))
 
     def mark_delivered(self, job_id: str, now: float) -> None:
-        with self._sessions.begin() as session:
+        with self._writing() as session:
             session.execute(
                 update(JobRow).where(JobRow.id == job_id, JobRow.delivered_at.is_(None)).values(delivered_at=now)
             )
@@ -133,7 +139,7 @@ class Store:
     def forget_model(self, job_id: str) -> None:
         """The model's retention is over: its delivery keeps everything but the blob."""
         row = self.job(job_id)
-        with self._sessions.begin() as session:
+        with self._writing() as session:
             kept = {**(row.delivery or {}), "blob": ""}
             kept |= {"folders": []} if "folders" in kept else {}
             session.execute(update(JobRow).where(JobRow.id == job_id).values(delivery=kept, checkpoints=[]))
@@ -148,7 +154,7 @@ class Store:
     # ---- tokens ----
 
     def add_token(self, token: str, role: str, now: float, user: str = ADMIN) -> None:
-        with self._sessions.begin() as session:
+        with self._writing() as session:
             session.merge(TokenRow(sha256=_hash(token), role=role, created_at=now, user=user))
 
     def own_tokens(self, admin: str, node: str, now: float) -> None:
@@ -169,7 +175,7 @@ class Store:
 
     def revoke_tokens(self, user: str) -> int:
         """Forget all tokens of a user; how many there were."""
-        with self._sessions.begin() as session:
+        with self._writing() as session:
             gone = session.execute(delete(TokenRow).where(TokenRow.user == user).returning(TokenRow.sha256))
             return len(gone.all())
 
@@ -246,10 +252,11 @@ def migrate(connection: Connection, version: str = HEAD) -> None:
     command.upgrade(config, version)
 
 
-def _told(error: OperationalError) -> PacelineError:
-    if "disk is full" in str(error.orig):
+def _told(error: OperationalError | TimeoutError) -> PacelineError:
+    cause = error.orig if isinstance(error, OperationalError) else error
+    if "disk is full" in str(cause):
         return DiskFull("the master's disk is full; its database can't be written.", "Free some space and try again.")
-    return PacelineError(f"the master's database failed: {error.orig}.", "See the master's log.")
+    return PacelineError(f"the master's database failed: {cause}.", "See the master's log.")
 
 
 def _hash(token: str) -> str:

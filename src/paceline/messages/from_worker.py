@@ -14,9 +14,12 @@ from paceline.messages.message import CheckpointRef, Message
 
 
 class ModelFile(Message):
-    """One safetensors file of a model that is delivered in several, and the blob that holds it."""
+    """One safetensors file of a model that is delivered in several, and the blob that holds it.
 
-    name: str
+    name: of a file, not a path: the client writes it into the model's folder.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+\.safetensors$")
     blob: str
     nbytes: int
 
@@ -25,7 +28,6 @@ class WorkerHello(Message):
     """First message of a worker on its channel."""
 
     kind: Literal["hello"] = "hello"
-    pid: int
     address: str
 
 
@@ -35,7 +37,6 @@ class Ready(Message):
     kind: Literal["ready"] = "ready"
     fingerprint: str
     train_samples: int
-    val_samples: int
     parameters: int
     store_port: int
 
@@ -99,7 +100,6 @@ class Suspected(Message):
     from_step: int
     step: int
     losses: tuple[float, ...]
-    seconds: float
     suspects: tuple[int, ...]
     reason: str
     evidence: Evidence | None = None
@@ -153,16 +153,16 @@ class Progressed(Message):
 
 
 class Beat(Message):
-    """Every second: what the worker is doing. step, cells, fetched: only progress changes them.
+    """Every second: what the worker is doing. step, cells, carried: only progress changes them.
 
-    cells: of a script, how often it was seen to make progress. fetched: bytes of data in shards. stack: of its main
-    thread.
+    cells: of a script, how often it was seen to make progress. carried: bytes of data in shards that came,
+    and of the model that went. stack: of its main thread.
     """
 
     kind: Literal["beat"] = "beat"
     step: int
     cells: int
-    fetched: int = 0
+    carried: int = 0
     phase: str
     stack: str
 
@@ -189,10 +189,7 @@ class Warned(Message):
 
 
 class WorkerFailed(Message):
-    """Not to be retried: the user's code raised, or training went non-finite. `error` is a PacelineError's JSON.
-
-    It is empty where this worker saw a non-finite step whose cause lies in another worker's cells.
-    """
+    """Not to be retried: the user's code raised, or training went non-finite. `error` is a PacelineError's JSON."""
 
     kind: Literal["failed"] = "failed"
     error: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.errors import Unplaceable
+from paceline.explain import counted
 from paceline.plan import Node, Plan
 from paceline.planner.planner import plan_workers
 from paceline.script import ScriptOptions
@@ -20,18 +21,23 @@ def plan_script(nodes: Sequence[Node], options: ScriptOptions, former: Sequence[
     the script wrote lies there, so that they are taken again, in their order, where there is room.
     """
     least = options.min_workers or options.workers
-    known = [node for node in nodes if node.id in former]
-    for ranks in range(options.workers, least - 1, -1):
-        for candidates in (known, nodes):
-            try:
-                return _plan(candidates, options, ranks, former)
-            except Unplaceable as refusal:
-                refused = refusal
-    raise refused
+    found = [_fitting(some, options) for some in ([node for node in nodes if node.id in former], nodes)]
+    most = max(found, key=lambda plan: len(plan.workers) if plan else 0)
+    if most is None or len(most.workers) < least:
+        most = plan_workers(nodes, _asked(options, least), Facts())  # this tells why not
+    return _as_script(most, options, former)
 
 
-def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int, former: Sequence[str]) -> Plan:
-    wanted = TrainOptions(
+def _fitting(nodes: Sequence[Node], options: ScriptOptions) -> Plan | None:
+    """As many of the ranks as fit on these nodes; None where not one does."""
+    try:
+        return plan_workers(nodes, _asked(options, options.workers), Facts(), wish=options.workers)
+    except Unplaceable:
+        return None
+
+
+def _asked(options: ScriptOptions, ranks: int) -> TrainOptions:
+    return TrainOptions(
         batch_size=ranks,
         microbatches=ranks,
         threads=options.threads,
@@ -40,7 +46,10 @@ def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int, former: Seq
         reproducible=False,
         priority=options.priority,
     )
-    plan = plan_workers(nodes, wanted, Facts())
+
+
+def _as_script(plan: Plan, options: ScriptOptions, former: Sequence[str]) -> Plan:
+    ranks = len(plan.workers)
     taken = dict.fromkeys(worker.node_id for worker in plan.workers)
     order = sorted(taken, key=lambda name: former.index(name) if name in former else len(former))
     by_node = sorted(plan.workers, key=lambda worker: order.index(worker.node_id))
@@ -51,7 +60,7 @@ def _plan(nodes: Sequence[Node], options: ScriptOptions, ranks: int, former: Seq
         update={
             "mode": "script",
             "workers": workers,
-            "summary": f"{_counted(ranks, 'rank')} on {_counted(len(order), 'node')}, {_why(options, ranks)}",
+            "summary": f"{counted(ranks, 'rank')} on {counted(len(order), 'node')}, {_why(options, ranks)}",
             "most_workers": ranks,
             # what a step would take is not known of a script
             **{"predicted": None, "nodes": (), "alternatives": (), "faster": ()},
@@ -63,7 +72,3 @@ def _why(options: ScriptOptions, ranks: int) -> str:
     if options.resources.workers is None:
         return "as no more were asked for"
     return "as asked for" if ranks == options.workers else f"of the {options.workers} asked for: no more are free"
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -7,11 +7,13 @@ the optimizer lie in the file's JSON metadata.
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from paceline.errors import InvalidSpec
@@ -36,8 +38,15 @@ def tensors_only(state: dict[str, Any]) -> Tensors:
     return state
 
 
-def save_model(tensors: Tensors, path: Path) -> None:
-    save_file(tensors, path)
+def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # the system's errors among them, by their number
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 class Snapshot:
@@ -62,7 +71,7 @@ class Snapshot:
                 else:
                     scalars.setdefault(str(index), {})[key] = value
         try:
-            meta = json.dumps({"groups": state["param_groups"], "scalars": scalars}, default=_scalar_tensor)
+            meta = json.dumps({"groups": state["param_groups"], "scalars": scalars}, default=scalar_tensor)
         except TypeError as odd:
             raise InvalidSpec(
                 f"the optimizer keeps state that can't be checkpointed: {odd}.",
@@ -77,7 +86,7 @@ class Snapshot:
         return held.copy_(value.detach())
 
 
-def _scalar_tensor(value: Any) -> Any:
+def scalar_tensor(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     raise TypeError(f"a {type(value).__name__}")
@@ -96,10 +105,6 @@ def _take_layouts(optimizer: torch.optim.Optimizer) -> None:
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 like = torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False)
                 entries[key] = like.copy_(value)
-
-
-def save_training(tensors: Tensors, metadata: dict[str, str], path: Path) -> None:
-    save_file(tensors, path, metadata=metadata)
 
 
 def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors | None:

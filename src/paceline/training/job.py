@@ -66,7 +66,7 @@ class TrainingJob:
         self._mode = _mode(around, fields)
         if setup.sharding is not None:
             options = options.model_copy(update={"microbatches": setup.sharding.microbatches})
-        opened = open_data(submission, options, fields, cache, Place(cache.folder / "shards", monitor.fetched))
+        opened = open_data(submission, options, fields, cache, Place(cache.folder / "shards", monitor.carried))
         self._train, self._val, self.grid = opened.train, opened.val, opened.course.grid
         self._mode.begin(opened.course)
         self._step = setup.from_step  # the model's state is that after so many steps
@@ -80,7 +80,6 @@ class TrainingJob:
         return Ready(
             fingerprint="/".join(fingerprint(source) for source in (self._train, self._val) if source is not None),
             train_samples=len(self._train),
-            val_samples=len(self._val) if self._val is not None else 0,
             parameters=self._mode.num_parameters,
             store_port=self._store.port,
         )
@@ -105,7 +104,6 @@ class TrainingJob:
                 from_step=order.from_step,
                 step=self._step,
                 losses=tuple(losses),
-                seconds=time.perf_counter() - started,
                 suspects=tuple(order.group.members[place] for place in suspect.places),
                 reason=suspect.reason,
                 evidence=suspect.evidence,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ from typing import Any, Protocol
 
 import torch
 
-from paceline.errors import Corrupt, NotFound
+from paceline.errors import Corrupt, DiskFull, NotFound
 from paceline.grid import Grid
-from paceline.messages.from_worker import Checked, Saved
+from paceline.messages.from_worker import Checked, Saved, Warned
 from paceline.messages.message import CheckpointRef, Message
 from paceline.messages.to_worker import CheckRound, EvaluateRound, Group, SaveRound, Setup, TrainRound
 from paceline.training.data import Source
 from paceline.training.monitor import Monitor
 from paceline.training.packages import NodeCache
 from paceline.transfer import BlobStore
+
+RETRY_S = 5.0
 
 Evaluation = tuple[int, list[tuple[float, ...]], dict[str, float]]
 
@@ -35,6 +38,19 @@ class Around:
     copies: Path
     send: Callable[[Message], None]
     monitor: Monitor
+
+    def deliver(self, path: Path) -> str:
+        """Upload a file of the finished model; return its blob. While the master's disk is full, the model waits."""
+        told = False
+        while True:
+            try:
+                return self.blobs.upload_file(path, self.monitor.carried)
+            except DiskFull as full:
+                if not told:
+                    self.send(Warned(error=full.to_json()))
+                told = True
+                self.monitor.cells += 1  # this is no hang
+                time.sleep(RETRY_S)
 
 
 @dataclass(frozen=True)

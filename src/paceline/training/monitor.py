@@ -38,7 +38,7 @@ class Reading:
 
 
 class Monitor:
-    """Written by the main thread, read by the beating one. bytes: of data that were fetched."""
+    """Written by the main thread, read by the beating one. bytes: carried from and to elsewhere."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -63,12 +63,12 @@ class Monitor:
         busy_s = self._spent["data"] + self._spent["compute"]
         return Reading(time.perf_counter(), self.step, self.cells, busy_s, self._spent["exchange"])
 
-    def fetched(self, nbytes: int) -> None:
-        """Count data that were fetched and unpacked: waiting for them is no hang. Called from any thread."""
+    def carried(self, nbytes: int) -> None:
+        """Count data that were fetched, or uploaded of a model: to wait for them is no hang. From any thread."""
         self.bytes += nbytes
 
     def beat(self) -> Beat:
-        return Beat(step=self.step, cells=self.cells, fetched=self.bytes, phase=self.phase, stack=self._stack())
+        return Beat(step=self.step, cells=self.cells, carried=self.bytes, phase=self.phase, stack=self._stack())
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._main or 0)

@@ -17,8 +17,7 @@ from paceline.training.checkpoint import (
     Tensors,
     load_training,
     model_tensors,
-    save_model,
-    save_training,
+    save_tensors,
     training_bytes,
 )
 from paceline.training.data import Source
@@ -135,8 +134,8 @@ class Replica:
                 "Lower the learning rate or set clip_grad_norm=1.0.",
             )
         path = self._around.scratch / "model.safetensors"
-        save_model(tensors, path)
-        blob = self._around.blobs.upload_file(path)
+        save_tensors(tensors, path)
+        blob = self._around.deliver(path)
         return Saved(step=order.step, blob=blob, nbytes=path.stat().st_size, digest=model_digest(path))
 
     def write_checkpoint(self, order: TrainRound) -> None:
@@ -156,7 +155,7 @@ class Replica:
         around = self._around
         path = around.scratch / f"checkpoint-{step}.safetensors"
         try:
-            save_training(tensors, metadata, path)
+            save_tensors(tensors, path, metadata)
             blob = around.blobs.upload_file(path)
             nbytes = path.stat().st_size
         except PacelineError as error:

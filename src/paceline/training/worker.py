@@ -72,7 +72,7 @@ class WorkerProcess:
 
     def run(self) -> None:
         """Serve until the agent ends this process. Raises MasterGone where the master goes away first."""
-        self._channel.send(WorkerHello(pid=os.getpid(), address=self._env.address))
+        self._channel.send(WorkerHello(address=self._env.address))
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
         while True:
             self._channel.send(self._answer(self._channel.receive()))
@@ -121,7 +121,8 @@ class WorkerProcess:
         except PacelineError as error:
             return WorkerFailed(error=error.to_json())
         except Exception as error:  # the user's own travels to them whole
-            if lost_reader(error):
+            # a killed data loader, or this node's full disk at the model's delivery: neither is the job's fault
+            if lost_reader(error) or (isinstance(order, SaveRound) and isinstance(error, OSError)):
                 raise  # it ends this process, like a kill of its own, and another takes its place
             return WorkerFailed(error=user_error(error).to_json())
 

@@ -178,7 +178,7 @@ def check_blobs(master: Master, names: Iterable[str]) -> None:
 @router.get("")
 async def jobs(master: The, caller: TheCaller) -> list[JobView]:
     """All jobs of all users, newest first."""
-    return [view(master, row, caller) for row in await run_in_threadpool(master.store.jobs)]
+    return await run_in_threadpool(lambda: [view(master, row, caller) for row in master.store.jobs()])
 
 
 @router.get("/{job_id}")

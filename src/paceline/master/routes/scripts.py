@@ -50,7 +50,7 @@ async def submit(master: The, caller: TheCaller, submission: ScriptSubmission) -
 async def plan(master: The, submission: ScriptSubmission) -> Plan:
     """Where its ranks would run now. Nothing is stored or run; no blobs are needed."""
     _check_versions(master, submission)
-    return plan_script(master.cluster.nodes(), submission.options)
+    return await run_in_threadpool(plan_script, master.cluster.nodes(), submission.options)
 
 
 def _check(master: Master, submission: ScriptSubmission) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from paceline.errors import InvalidSpec, PacelineError
 from paceline.messages.from_worker import CheckpointWritten, Warned
 from paceline.messages.message import CheckpointRef
-from paceline.training.checkpoint import tensors_only
+from paceline.training.checkpoint import scalar_tensor, tensors_only
 from paceline.training.group import LostPeer
 from paceline.training.mode import Around, damage_of
 from paceline.training.program import Program
@@ -71,7 +71,7 @@ class ShardedState:
             for name, p in self._trained().items()
         }
         try:
-            return dict(json.loads(json.dumps({"groups": groups, "scalars": scalars}, default=_number)))
+            return dict(json.loads(json.dumps({"groups": groups, "scalars": scalars}, default=scalar_tensor)))
         except TypeError as odd:
             raise InvalidSpec(
                 f"the optimizer keeps state that can't be checkpointed: {odd}.",
@@ -102,12 +102,6 @@ def _room(parameter: torch.nn.Parameter, meta: TensorStorageMetadata) -> torch.T
     if meta.size == parameter.shape:
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False).detach()
     return torch.zeros(meta.size, dtype=dtype)
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return value.item()
-    raise TypeError(f"a {type(value).__name__}")
 
 
 class Checkpoints:

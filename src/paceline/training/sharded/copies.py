@@ -52,9 +52,7 @@ class Copies:
         """Write this member's file, and send it beside the training."""
         self.wait()
         started, folder = time.perf_counter(), self._around.copies / str(step)
-        for old in self._around.copies.glob("*"):
-            if old.name not in (str(order.kept), str(step)):
-                shutil.rmtree(old, ignore_errors=True)
+        self.keep_only(order.kept, step)
         plain = json.dumps(state.plain())
         try:
             with self._group.exchange():
@@ -67,6 +65,12 @@ class Copies:
             target=self._send, args=(step, folder, order.to, plain, started), name="copies", daemon=True
         )
         self._sending.start()
+
+    def keep_only(self, *steps: int | None) -> None:
+        """Remove the copies of all other steps from this node: half-made ones of an attempt that is over among them."""
+        for folder in self._around.copies.glob("*"):
+            if folder.name not in map(str, steps):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _send(self, step: int, folder: Path, to: Sequence[int], plain: str, started: float) -> None:
         place = self._group.place

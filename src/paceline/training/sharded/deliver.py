@@ -56,7 +56,7 @@ def upload_model(tensors: dict[str, torch.Tensor], step: int, group: ShardGroup,
         path = around.scratch / file_name
         _write_file(path, {name: tensors[name] for name in held}, step, group, digest)
         nbytes = path.stat().st_size
-        uploaded.append(ModelFile(name=file_name, blob=around.blobs.upload_file(path), nbytes=nbytes))
+        uploaded.append(ModelFile(name=file_name, blob=around.deliver(path), nbytes=nbytes))
         path.unlink()
         around.monitor.cells += 1
     index = around.scratch / INDEX
@@ -65,7 +65,7 @@ def upload_model(tensors: dict[str, torch.Tensor], step: int, group: ShardGroup,
     index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
     return Saved(
         step=step,
-        blob=around.blobs.upload_file(index),
+        blob=around.deliver(index),
         nbytes=sum(file.nbytes for file in uploaded),
         digest=f"sha256:{digest.hexdigest()}",
         files=tuple(uploaded),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -70,9 +69,9 @@ class Shard:
                 self._copies.load(around.setup.copies, self._state)
             elif around.setup.checkpoint is not None:
                 self._checkpoints.load(around.setup.checkpoint, self._state)
-            if not self._sharding.copy_bytes:  # there is no room for those of the last attempt any more
-                members.everyones(None)
-                shutil.rmtree(around.copies, ignore_errors=True)
+            members.everyones(None)  # each has read what it needs of the last attempt's copies
+            self._copies.keep_only(around.setup.copies if self._sharding.copy_bytes else None)
+            members.everyones(None)  # before anyone writes new ones beside them
         for metric in filter(is_stateful, program.metrics.values()):
             with suppress(AttributeError):
                 metric.sync_on_compute = False  # torchmetrics would wait for members that keep no metrics
