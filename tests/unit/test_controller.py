@@ -257,6 +257,23 @@ def test_a_store_that_can_not_be_written_for_a_while_holds_jobs_up_and_ends_none
     scene.play(act)
 
 
+def test_a_node_that_does_not_end_a_worker_is_given_up_so_that_its_job_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.master.controller.ENDED_WITHIN_S", 0.05)
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        sent, (job,) = await scene.open("job")
+        await until(lambda: started(sent) == [job])
+        scene.controller.post(job, CancelRequested())
+        await until(lambda: scene.cluster.linked("n0") is None)
+        assert any(isinstance(message, StopWorkers) for message in sent)
+        assert scene.cluster.workers == {}
+
+    scene.play(act)
+
+
 def test_the_end_of_one_part_of_the_controller_is_the_end_of_all(tmp_path: Path) -> None:
     """Jobs that are taken and never looked at are worse than a master that is not there."""
     scene = Scene(tmp_path)

@@ -117,3 +117,11 @@ def test_what_was_sent_on_takes_no_room_on_the_nodes_disk(tmp_path: Path) -> Non
     assert found.st_size == 8 * KEPT_BYTES
     assert found.st_blocks * 512 <= 3 * KEPT_BYTES
     assert log.path.read_bytes().endswith(piece)
+
+
+def test_what_a_job_printed_can_be_forgotten_and_others_keep_theirs(tmp_path: Path) -> None:
+    logs = Logs(tmp_path, bound=10**9)
+    logs.append(printed("a\n"))
+    logs.append(printed("b\n", job="other"))
+    logs.forget("job")
+    assert (whole(logs), whole(logs, job="other")) == ("", "[1.0] b\n")

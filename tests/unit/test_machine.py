@@ -940,6 +940,14 @@ def stopped(commands: list[Command]) -> set[int]:
     return {rank for c in commands if isinstance(c, StopWorkers) for rank in c.ranks or ()}
 
 
+def test_a_node_without_room_costs_a_start_an_attempt_and_not_the_job() -> None:
+    job = started(submission(batch_size=4))
+    error = pl.DiskFull("no room to write x in /nodes: 0 bytes are free.").to_json()
+    job, _ = step(job, Answer(1, 0, WorkerFailed(error=error)), 1.0)
+    assert isinstance(job.state, Recovering)
+    assert job.state.reason == "rank 0 on n0: no room to write x in /nodes: 0 bytes are free."
+
+
 def test_one_that_hangs_while_it_builds_is_stopped_and_named_and_another_is_sought() -> None:
     job, rank = recruited(wanting(3))
     assert job.wanted == 0

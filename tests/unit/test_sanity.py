@@ -13,8 +13,13 @@ NAN, INF = float("nan"), float("inf")
 def seasoned() -> Sanity:
     sanity = Sanity()
     for _ in range(10):
-        assert sanity.suspects([0.5, 0.5], [1.0, 2.0], trusted=False) == ([], "")
+        assert judged(sanity, [0.5, 0.5], [1.0, 2.0]) == ([], "")
     return sanity
+
+
+def judged(sanity: Sanity, losses: list[float], norms: list[float], trusted: bool = False) -> tuple[list[int], str]:
+    """By a lone worker."""
+    return sanity.suspects(losses, norms, sanity.usual, trusted)
 
 
 @pytest.mark.parametrize(
@@ -24,21 +29,27 @@ def seasoned() -> Sanity:
 def test_what_is_not_finite_is_suspect_from_the_first_step_on(
     losses: list[float], norms: list[float], places: list[int]
 ) -> None:
-    assert Sanity().suspects(losses, norms, trusted=False)[0] == places
-    assert Sanity().suspects(losses, norms, trusted=True)[0] == places
+    assert judged(Sanity(), losses, norms)[0] == places
+    assert judged(Sanity(), losses, norms, trusted=True)[0] == places
 
 
 def test_a_norm_far_above_the_usual_is_suspect_unless_it_was_computed_twice() -> None:
-    places, reason = seasoned().suspects([0.5, 0.5], [1.0, 1e5], trusted=False)
+    places, reason = judged(seasoned(), [0.5, 0.5], [1.0, 1e5])
     assert (places, reason) == ([1], "gradient norm 100000, where 2 is usual")
-    assert seasoned().suspects([0.5, 0.5], [1.0, 1e5], trusted=True)[0] == []
-    assert [seasoned().suspects([0.5], [2.0 * times], trusted=False)[0] for times in (990, 1010)] == [[], [0]]
+    assert judged(seasoned(), [0.5, 0.5], [1.0, 1e5], trusted=True)[0] == []
+    assert [judged(seasoned(), [0.5], [2.0 * times])[0] for times in (990, 1010)] == [[], [0]]
+
+
+def test_a_newcomer_judges_by_what_the_others_take_for_usual() -> None:
+    newcomer, others = Sanity(), seasoned().usual
+    assert newcomer.usual == 0.0
+    assert newcomer.suspects([0.5, 0.5], [1.0, 1e5], others, trusted=False)[0] == [1]
 
 
 def test_nothing_is_absurd_before_the_usual_is_known_and_a_growing_norm_never_is() -> None:
-    assert Sanity().suspects([0.5], [1e30], trusted=False)[0] == []
+    assert judged(Sanity(), [0.5], [1e30])[0] == []
     sanity = seasoned()
-    assert [sanity.suspects([0.5], [2.0 * 1.1**n], trusted=False)[0] for n in range(200)] == [[]] * 200
+    assert [judged(sanity, [0.5], [2.0 * 1.1**n])[0] for n in range(200)] == [[]] * 200
 
 
 def test_evidence_tells_one_flipped_bit() -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -22,7 +23,7 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from paceline.engine import copies, facts, linkprobe
+from paceline.engine import copies, facts, folders, linkprobe
 from paceline.engine.calibrating import Calibrating
 from paceline.engine.identity import Identity
 from paceline.engine.load import LoadMeter
@@ -58,6 +59,7 @@ from paceline.versions import here
 
 LOAD_EVERY_S = 2.0
 LOG_EVERY_S = 0.3
+TIDY_EVERY_S, CACHED_S = 3600.0, 86_400.0
 REDIAL_AFTER_S = 1.0
 MOST_QUEUED = 200  # messages; beyond, what workers print waits in their files
 
@@ -93,17 +95,26 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises the master's refusal, which dialling again would not change."""
-        self._folder.mkdir(parents=True)
-        warming = asyncio.create_task(self._warm.run())
+        folders.sweep(self._folder.parent)
+        lock = folders.claim(self._folder)
+        beside = [asyncio.create_task(work) for work in (self._warm.run(), self._tidy())]
         try:
             with Identity(self._folder.parent, self._name) as identity:
                 self._identity = identity.text
                 await self._serve()
         finally:
             self._warm.close()
-            warming.cancel()
+            for work in beside:
+                work.cancel()
             self._copies.close()
             shutil.rmtree(self._folder, ignore_errors=True)
+            lock.close()
+
+    async def _tidy(self) -> None:
+        """Let go of blobs that no worker has asked for in a day: a job that needs one again fetches it."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            folders.evict(self._folder / "cache", time.time() - CACHED_S)
 
     async def _serve(self) -> None:
         while True:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from paceline.engine import folders
+
 MEMORY = Path("/dev/shm")  # noqa: S108 - of Linux alone; elsewhere there are no copies
 PREFIX = "paceline-copies-"
-LOCK = "lock"
 
 
 class Folder:
@@ -22,10 +22,9 @@ class Folder:
     def __init__(self) -> None:
         self.room, self._path = 0, Path("/nonexistent")
         with suppress(OSError):
-            _sweep()
+            folders.sweep(MEMORY, f"{PREFIX}*")
             self._path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=MEMORY))
-            self._lock = (self._path / LOCK).open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = folders.claim(self._path)
             self.room = shutil.disk_usage(self._path).free
 
     def of_job(self, job_id: str) -> Path:
@@ -38,10 +37,3 @@ class Folder:
 
     def close(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
-
-
-def _sweep() -> None:
-    for folder in MEMORY.glob(f"{PREFIX}*"):
-        with suppress(OSError), (folder / LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)

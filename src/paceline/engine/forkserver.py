@@ -13,6 +13,7 @@ import gc
 import json
 import math
 import os
+import resource
 import selectors
 import signal
 import sys
@@ -170,6 +171,9 @@ def main() -> None:
     if threading.active_count() != 1:
         raise RuntimeError(f"a fork server must have one thread; imports started {threading.enumerate()}")
     dynamo.defer()
+    # a worker keeps the connections of each group that it left (training/replica.py)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Path("/proc/self/comm").write_text("paceline-warm") if Path("/proc/self/comm").exists() else None
     with contextlib.suppress(BrokenPipeError):  # the agent is gone before anyone was started
         ForkServer().serve()

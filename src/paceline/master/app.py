@@ -109,8 +109,12 @@ async def sweep_forever(master: Master) -> None:
 
 
 def sweep(master: Master, now: float) -> int:
-    """Forget expired models and delete blobs that no job needs; return the bytes freed."""
-    gone = retention.expired(master.store.jobs(), now)
+    """Forget expired models and logs, and delete blobs that no job needs; return the bytes that these freed."""
+    rows = master.store.jobs()
+    for row in rows:
+        if retention.is_over(row, now):
+            master.logs.forget(row.id)
+    gone = retention.expired(rows, now)
     kept = retention.blobs_in_use(master.store.jobs(ended_after=now - retention.LONGEST_S), now)
     freed = master.blobs.keep_only(kept, before=now - retention.DAY_S)
     for row in gone:  # after the blobs: with a full disk nothing can be written before these make room

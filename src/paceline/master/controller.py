@@ -51,6 +51,7 @@ from paceline.spec import Submission
 
 RETRY_STORE_S = 2.0
 DISCARD_EVERY_S = 10.0
+ENDED_WITHIN_S = 60.0
 
 log = structlog.get_logger("controller")
 
@@ -238,6 +239,7 @@ class Controller:
                     worker.send(message)
             case StopWorkers(attempt, ranks):
                 self._cluster.stop(job.id, attempt, ranks)
+                asyncio.get_running_loop().call_later(ENDED_WITHIN_S, self._give_up, job.id, attempt, ranks)
                 if not self._cluster.of_attempt(job.id, attempt):
                     self.post(job.id, AttemptEnded(attempt))
             case Discard(blobs, damaged):
@@ -256,6 +258,14 @@ class Controller:
                     self.post(other, NodeDraining(node_id))
             case SetTimer(seconds, event):
                 asyncio.get_running_loop().call_later(seconds, self.post, job.id, event)
+
+    def _give_up(self, job_id: str, attempt: int, ranks: tuple[int, ...] | None) -> None:
+        """Nodes that do not end workers when they are told to count as lost: their channels, and so all there, end."""
+        for rank, worker in self._cluster.of_attempt(job_id, attempt).items():
+            if ranks is None or rank in ranks:
+                node = worker.placement.node_id
+                log.error("worker_not_ended", job=job_id, rank=rank, node=node, within_s=ENDED_WITHIN_S)
+                self.node_left(node)
 
     async def _discard_forever(self) -> None:
         """Delete dropped checkpoints soon, lest they fill the disk. Those that a crash forgets, the sweep finds."""

@@ -82,6 +82,11 @@ class Logs:
             self._db.executemany("DELETE FROM pieces WHERE place = ?", [(place,) for place in gone])
         return freed
 
+    def forget(self, job_id: str) -> None:
+        """Remove what a job printed."""
+        with self._lock:
+            self._db.execute("DELETE FROM pieces WHERE job = ?", (job_id,))
+
     def page(self, job_id: str, after: int, rank: int | None = None) -> tuple[str, int]:
         """(some text, where it ends): what came after a place, 0 for the first; the same place where there is no more.
 

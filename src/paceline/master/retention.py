@@ -23,9 +23,15 @@ def expires_at(row: JobRow) -> float | None:
     return row.ended_at + UNDELIVERED_DAYS * DAY_S
 
 
+def is_over(row: JobRow, now: float) -> bool:
+    """Whether what the job left is kept no longer."""
+    at = expires_at(row)
+    return at is not None and at <= now
+
+
 def expired(rows: Sequence[JobRow], now: float) -> list[JobRow]:
     """Jobs whose model is kept no longer, and is still there."""
-    return [row for row in rows if (at := expires_at(row)) is not None and at <= now and _delivers(row.delivery or {})]
+    return [row for row in rows if is_over(row, now) and _delivers(row.delivery or {})]
 
 
 def _delivers(delivery: dict[str, Any]) -> bool:
@@ -37,8 +43,7 @@ def blobs_in_use(rows: Sequence[JobRow], now: float) -> set[str]:
     """All blobs that a job may still need; the checkpoints, as long as it may be resumed."""
     used: set[str] = set()
     for row in rows:
-        at = expires_at(row)
-        if at is not None and at <= now:
+        if is_over(row, now):
             continue
         used.update(submission_of(row.submission).blobs)
         delivery = row.delivery or {}

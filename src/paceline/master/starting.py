@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from paceline.errors import DataMismatch
+from paceline.errors import DataMismatch, DiskFull
 from paceline.master import members
 from paceline.master.commands import Command, Record, Send, SetTimer, StartWorkers
 from paceline.master.committed import Checkpoint
-from paceline.master.ends import end, fall_back, state_record
+from paceline.master.ends import end, fall_back, recover, state_record
 from paceline.master.events import Late, Planned, Tick
 from paceline.master.job import Job, Live, Outcome
 from paceline.master.orders import advance
@@ -72,6 +72,8 @@ def build(job: Job, state: Starting, rank: int, message: FromWorker, now: float)
             return (job, []) if building else _begin(job, state, message, now)
         case Unloadable(step=at, reason=reason) if job.checkpoint is not None and job.checkpoint.ref.step == at:
             return fall_back(job, reason, now)
+        case WorkerFailed(error={"code": DiskFull.code, "fact": fact}):  # of that node: others may have room
+            return recover(job, f"{members.named(state.building[rank][0])}: {fact}", now)
         case WorkerFailed(error=error):
             return end(job, Failed(error), now)
     return job, []

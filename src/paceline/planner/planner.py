@@ -98,7 +98,7 @@ def _on_idle_nodes(request: Request) -> refusal.Planned:
     """The same request with other options, on the idle cluster."""
 
     def planned(changed: TrainOptions) -> tuple[Choice, Sequence[Room]]:
-        asked = replace(request, work=replace(request.work, options=changed))
+        asked = replace(request, work=request.work.asked(changed))
         idle = [room.when_idle() for room in asked.rooms()]
         return asked.choose(idle), idle
 
@@ -134,7 +134,7 @@ def _mixed(request: Request, rooms: Sequence[Room]) -> Candidate | None:
     if not request.work.options.reproducible or len(usable) < 2 or request.numbers.exactly is not None:
         return None
     options = request.work.options.model_copy(update={"reproducible": False})
-    together = replace(request, work=replace(request.work, options=options), begun_on=None)
+    together = replace(request, work=request.work.asked(options), begun_on=None)
     return together.choose(rooms).best
 
 

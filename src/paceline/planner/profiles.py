@@ -52,6 +52,12 @@ class Workload:
     def network(self) -> Network:
         return Network.of(self.known.links)
 
+    def asked(self, options: TrainOptions) -> Workload:
+        """The same job with other options. Links are as they were: there may be thousands."""
+        other = replace(self, options=options)
+        other.__dict__["network"] = self.network  # as cached_property keeps it
+        return other
+
 
 @dataclass(frozen=True)
 class Costs:

@@ -150,8 +150,9 @@ def _limits(options: TrainOptions, planned: Planned, lifted: Changes) -> Iterato
 
 def _rounded_up(value: float, digits: int) -> float:
     """Never below the value, though it may be a float's last bit above the rounded number."""
-    rounded = math.ceil(value * 10**digits) / 10**digits
-    return rounded if rounded >= value else round(rounded + 10**-digits, digits)
+    scale = 10.0**digits
+    rounded = math.ceil(value * scale) / scale
+    return rounded if rounded >= value else round(rounded + 1 / scale, digits)
 
 
 def _most(rooms: Sequence[Room]) -> int:

@@ -23,7 +23,8 @@ from paceline.training.program import Program
 from paceline.training.sanity import Sanity, SuspectStep, evidence_of
 from paceline.training.seeds import seed_microbatch
 
-LOSS, NORM, STATISTICS = 0, 1, 2  # columns of a cell's row; the sender's norm stands in its first row
+# Columns of a cell's row; the sender's norm, and what it takes for a usual one, stand in its first row.
+LOSS, NORM, USUAL, STATISTICS = 0, 1, 2, 3
 
 
 class ExactTrainer:
@@ -37,6 +38,7 @@ class ExactTrainer:
         pool: BatchNormPool,
         clip: float | None,
         monitor: Monitor,
+        sanity: Sanity,
     ) -> None:
         self._program = program
         self._grid = course.grid
@@ -47,7 +49,7 @@ class ExactTrainer:
         self._total_samples = course.total_samples
         self._monitor = monitor
         self._exchange = GradientExchange(program.parameters, group)
-        self._sanity = Sanity()
+        self._sanity = sanity
 
     def close(self) -> None:
         """Take no further part in the model."""
@@ -69,7 +71,7 @@ class ExactTrainer:
         self._exchange.begin(shares, num_cells)
         rows, _ = self._cells(step, share, batches, self._exchange)
         self._exchange.send_rest()
-        rows[:1, NORM] = self._exchange.norm()
+        rows[:1, NORM], rows[:1, USUAL] = self._exchange.norm(), self._sanity.usual
         counts = [end - first for first, end in shares]
         everyone = PendingRows(self._group, rows, counts)
         gradients = self._exchange.total()  # shared while the rows are: to wait for these first would be one wait more
@@ -108,7 +110,8 @@ class ExactTrainer:
     def _judge(self, rows: torch.Tensor, counts: list[int], norm: float, trusted: bool) -> None:
         parts = rows[:, [LOSS, NORM]].split(counts)
         sums = [part.sum(0).tolist() for part in parts]
-        places, reason = self._sanity.suspects([loss for loss, _ in sums], [norm for _, norm in sums], trusted)
+        losses, norms = [loss for loss, _ in sums], [norm for _, norm in sums]
+        places, reason = self._sanity.suspects(losses, norms, float(rows[:, USUAL].max()), trusted)
         if not places and math.isfinite(norm):
             return
         own = self._group.place in places

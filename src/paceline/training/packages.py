@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import mmap
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ class NodeCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
+            if path.exists():
+                os.utime(path)  # the agent lets go of what is not used for long
+            else:
                 self._store.download(name, path)
         return path
 

@@ -37,7 +37,7 @@ from paceline.training.monitor import Monitor
 from paceline.training.opened import open_data
 from paceline.training.packages import NodeCache, open_package
 from paceline.training.program import build
-from paceline.training.sanity import SuspectStep
+from paceline.training.sanity import Sanity, SuspectStep
 from paceline.training.seeds import make_deterministic
 
 FULL_S, COPIED_S, PART_S = 0.6, 0.9, 0.15  # spent on whole steps of the grid, with copies, and on each smaller size
@@ -209,6 +209,7 @@ class _Measurement:
             self._pool,
             self._options.clip_grad_norm,
             self._watch,
+            Sanity(),
         )
         batches = self._train.stream(_requests(grid))
         self._program.model.train()

@@ -26,6 +26,7 @@ from paceline.training.exact import ExactTrainer
 from paceline.training.group import WorkerGroup
 from paceline.training.mode import Around, Course, Evaluation
 from paceline.training.program import build
+from paceline.training.sanity import Sanity
 from paceline.transfer import disk_error
 
 
@@ -42,8 +43,9 @@ class Replica:
             path = around.cache.path(checkpoint.blob)
             self._best = load_training(path, self._program.model, self._program.optimizer)
         self._pool = BatchNormPool(self._program.model)
+        self._sanity = Sanity()
         self._group: tuple[WorkerGroup, ExactTrainer] | None = None
-        self._left: list[WorkerGroup] = []  # groups given up: their threads may still wait inside torch
+        self._left: list[WorkerGroup] = []  # kept: to end a gloo group joins its threads, which may wait for ever
         self._given_up: dict[str, threading.Event] = {}
         self._snapshot = Snapshot()
         self._writing: threading.Thread | None = None
@@ -64,9 +66,8 @@ class Replica:
             given_up = self._given_up.setdefault(group.key, threading.Event())
             around = self._around
             workers = WorkerGroup(group, around.setup.rank, around.device, around.monitor, given_up)
-            trainer = ExactTrainer(
-                self._program, self._course, workers, self._pool, self._options.clip_grad_norm, around.monitor
-            )
+            clip = self._options.clip_grad_norm
+            trainer = ExactTrainer(self._program, self._course, workers, self._pool, clip, around.monitor, self._sanity)
             self._group = (workers, trainer)
         workers, trainer = self._group
         workers.shares = group.shares

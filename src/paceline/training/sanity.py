@@ -31,21 +31,33 @@ class SuspectStep(Exception):
 
 
 class Sanity:
-    """Judges each step by the norms of the steps before. All members see the same values, and so judge alike."""
+    """Judges each step by the norms of the steps before, in whatever group a worker did them.
+
+    All members see the same values, what each of them takes for usual too, and so judge alike.
+    """
 
     def __init__(self) -> None:
-        self._usual: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._norms: deque[float] = deque(maxlen=REMEMBERED_STEPS)
 
-    def suspects(self, losses: Sequence[float], norms: Sequence[float], trusted: bool) -> tuple[list[int], str]:
-        """(places whose part of the step can't be right, why). losses, norms: of each place's part."""
+    @property
+    def usual(self) -> float:
+        """The norm that this worker takes for usual; 0 while it has seen too few steps to tell."""
+        return median(self._norms) if len(self._norms) >= USUAL_FROM_STEPS else 0.0
+
+    def suspects(
+        self, losses: Sequence[float], norms: Sequence[float], usual: float, trusted: bool
+    ) -> tuple[list[int], str]:
+        """(places whose part of the step can't be right, why). losses, norms: of each place's part.
+
+        usual: the largest that any member takes for it; 0 where none can tell.
+        """
         bad = [at for at, pair in enumerate(zip(losses, norms, strict=True)) if not all(map(math.isfinite, pair))]
         if bad:
             return bad, f"loss {losses[bad[0]]:g}, gradient norm {norms[bad[0]]:g}"
-        usual = median(self._usual) if len(self._usual) >= USUAL_FROM_STEPS else math.inf
-        absurd = [at for at, norm in enumerate(norms) if norm > ABSURD * usual and not trusted]
+        absurd = [at for at, norm in enumerate(norms) if 0 < ABSURD * usual < norm and not trusted]
         if absurd:
             return absurd, f"gradient norm {norms[absurd[0]]:g}, where {usual:g} is usual"
-        self._usual.append(max(norms))
+        self._norms.append(max(norms))
         return [], ""
 
 
