@@ -141,6 +141,7 @@ def test_flights_reaches_its_rmse_and_its_model_predicts_what_was_evaluated(mach
     assert flights.rmse(predicted, flights.val_table) == pytest.approx(reached, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_notebook_trains_the_digits_to_97_percent() -> None:
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "store the notebook without outputs"
