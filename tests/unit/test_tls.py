@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import ssl
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -36,3 +39,30 @@ def test_a_master_whose_certificate_is_not_trusted_is_told_from_one_that_is_not_
         with pytest.raises(pl.MasterUnreachable, match="CERTIFICATE_VERIFY_FAILED") as caught:
             pl.Client(f"https://127.0.0.1:{server.server_port}", "any")
     assert "--ca" in caught.value.remedy
+
+
+UNHEARD = """
+from paceline.training import channel
+channel.OPEN_WITHIN_S, channel.CLOSED_WITHIN_S = 0.3, 0.5
+env = channel.WorkerEnv(
+    master_url="{url}", job_id="job", attempt=1, rank=0, secret="s", threads=1, device="cpu", address="127.0.0.1",
+    cache="", shared=[], scratch="", job="", copies="", log="", ca="{ca}",
+)
+channel.Channel(env, lambda order: None)
+"""
+
+
+def test_a_worker_that_a_master_never_answers_ends_and_says_so(tmp_path: Path) -> None:
+    """Its connection's own thread waits inside TLS, where no bound of the connection's reaches it."""
+    made = make_certificate("127.0.0.1", tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.cert, made.key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}"
+        program = UNHEARD.format(url=url, ca=made.cert)
+        worker = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+        accepted, _ = listening.accept()
+        with context.wrap_socket(accepted, server_side=True):  # and so sends the tickets that it reads on behind
+            _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert said.endswith(f"no answer from the master at {url} within 0 s\n")

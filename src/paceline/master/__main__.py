@@ -149,6 +149,11 @@ async def _serve(
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=2,
     )
+    config.load()
+    if config.ssl is not None:
+        # a ticket is nothing that the other side's websockets could read: it would wait for more inside TLS, while
+        # another of its threads writes into the same connection
+        config.ssl.num_tickets = 0
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     deadline = time.monotonic() + NODES_WITHIN_S

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,6 +43,9 @@ class WorkerEnv(BaseModel):
     ca: str | None = None
 
 
+OPEN_WITHIN_S, CLOSED_WITHIN_S = 30.0, 5.0
+
+
 class MasterGone(Exception):
     """The channel closed; this attempt is over for this worker."""
 
@@ -54,15 +59,19 @@ class Channel:
         where = urlencode({"job_id": env.job_id, "attempt": env.attempt, "rank": env.rank})
         url = f"{env.master_url.replace('http', 'ws', 1)}/api/v1/channels/worker?{where}"
         tls: dict[str, Any] = {"ssl": trusting(env.ca)} if url.startswith("wss") else {}
+        late = threading.Timer(OPEN_WITHIN_S + CLOSED_WITHIN_S, _end_unheard, [env.master_url])
+        late.daemon = True
+        late.start()
         self._socket: ClientConnection = connect(
             url,
             additional_headers={"Authorization": f"Bearer {env.secret}"},
             max_size=MAX_MESSAGE_BYTES,
             compression=None,
             proxy=None,
-            open_timeout=30,
+            open_timeout=OPEN_WITHIN_S,
             **tls,
         )
+        late.cancel()
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     def _read(self) -> None:
@@ -87,3 +96,9 @@ class Channel:
         if order is None:
             raise MasterGone
         return order
+
+
+def _end_unheard(url: str) -> None:
+    """End this process, so that its agent tells of it: websockets may join a thread for ever that waits inside TLS."""
+    print(f"no answer from the master at {url} within {OPEN_WITHIN_S:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(1)
