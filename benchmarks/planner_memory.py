@@ -221,12 +221,12 @@ def bare_worker(client: pl.Client) -> int:
 
 
 def predicted(client: pl.Client, case: Case) -> dict[str, Any]:
-    """The "probed" row of a job of this kind."""
+    """The "probed" row of a job of this kind; {"missed": why} where its probe is given up, as on too slow a machine."""
     job = client.submit(case.spec())
-    row = wait_for(lambda: next((event.data for event in job.events_so_far() if event.kind == "probed"), None))
+    found = wait_for(lambda: next((e for e in job.events_so_far() if e.kind in ("probed", "probe_missed")), None))
     job.cancel()
     ended(job)
-    return dict(row)
+    return dict(found.data) if found.kind == "probed" else {"missed": str(found.data)}
 
 
 def measured(client: pl.Client, case: Case, row: dict[str, Any], bare: int, workers: int = 1) -> int:
@@ -283,6 +283,9 @@ def main() -> int:
 
 def _case(report: Report, client: pl.Client, name: str, bare: int, repeats: int) -> None:
     row = predicted(client, CASES[name])
+    if "missed" in row:
+        report.notes.append(f"{name} is left out: {row['missed']}")
+        return
     probed = {"alone": row["worker_bytes"], "of two": row["worker_bytes"] + EXCHANGE_COPIES * row["exchange_bytes"]}
     errors: dict[str, float] = {}
     for workers, (kind, foretold) in enumerate(probed.items(), start=1):
