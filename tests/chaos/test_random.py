@@ -50,7 +50,7 @@ def test_whatever_dies_at_random_changes_neither_the_digest_nor_the_ledger(
     print(f"seed={seed}")
     job = cluster.submit(job_of(2 + seed % 3, model=SLOWER, checkpoint_every=5))
     wait_until(lambda: job.state == "RUNNING")
-    inflict(FaultPlan.random(seed, count=4, mean_s=1.0, kinds=MACHINERY), job)
+    assert inflict(FaultPlan.random(seed, count=4, mean_s=1.0, kinds=MACHINERY), job)
     ends_well(job)
 
 

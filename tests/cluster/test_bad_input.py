@@ -198,19 +198,42 @@ def test_resources_that_no_node_has_are_refused_with_needs_and_best_node(client:
     assert len(client.jobs()) == before
 
 
+class Spoils(torch.optim.SGD):
+    """What becomes infinite in the last update is in no loss and no gradient."""
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("inf"))
+
+
+@pytest.mark.parametrize("sync", ["exact", "sharded"])
+def test_a_model_that_is_not_finite_after_its_last_step_is_not_delivered(client: pl.Client, sync: str) -> None:
+    error = fails(
+        client,
+        spec(optimizer=partial(Spoils, lr=0.1), stop=pl.MaxSteps(1), val_data=None, metrics={}, workers=2, sync=sync),
+    )
+    assert isinstance(error, pl.NonFinite)
+    assert "the model after step 1 is not finite: '0.weight' holds NaN or infinity" in error.fact
+
+
 def test_more_workers_than_microbatches_are_refused_with_the_remedy(client: pl.Client) -> None:
     error = fails(client, spec(workers=9))
     assert error.code == "unplaceable"
     assert "microbatches=9" in error.remedy
 
 
-def test_workers_that_build_different_data_are_told_apart_by_node(client: pl.Client) -> None:
+def test_workers_that_build_different_data_are_told_apart_by_node(client: pl.Client, tmp_path: Path) -> None:
     (x, y), _ = digits()
+    first = str(tmp_path / "first")
 
     def build() -> Any:
         import os
 
-        start = os.getpid() % 97
+        try:
+            os.close(os.open(first, os.O_CREAT | os.O_EXCL))
+            start = 0
+        except FileExistsError:
+            start = 1
         return torch.utils.data.TensorDataset(
             torch.tensor(x[start : start + 1000]), torch.tensor(y[start : start + 1000])
         )

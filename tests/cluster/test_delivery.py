@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import time
 from functools import partial
 
 import pytest
@@ -15,10 +17,15 @@ from workloads import Cnn, mlp, spec
 
 
 def test_the_models_tensors_are_those_that_the_digest_names(client: pl.Client) -> None:
-    job = client.submit(spec())
+    given = mlp()
+    before = copy.deepcopy(given.state_dict())
+    job = client.submit(spec(given))
     result = job.result(timeout=60)
     model = result.model
     assert isinstance(model, torch.nn.Sequential)
+    assert model is not given
+    for name, tensor in given.state_dict().items():  # the user's own is as it was
+        assert torch.equal(tensor, before[name])
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, result.state_dict[name])
     assert json.loads(json.dumps(result.history)) == result.history
@@ -58,8 +65,10 @@ def test_the_best_model_is_delivered_where_that_is_asked_for(client: pl.Client) 
 
 def test_the_result_waits_no_longer_than_it_was_told_to(client: pl.Client) -> None:
     job = client.submit(spec(partial(Cnn, 16), stop=pl.MaxEpochs(500)))
+    started = time.monotonic()
     with pytest.raises(pl.WaitTimeout):
         job.result(timeout=0.5)
+    assert time.monotonic() - started < 10  # and not until the next sign of life, nor for ever
     job.cancel()
     wait_until(lambda: job.state == "CANCELLED")
 

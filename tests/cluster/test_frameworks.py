@@ -178,12 +178,16 @@ def test_loaders_whose_order_or_batches_would_not_be_kept_are_refused() -> None:
 def test_loaders_bring_their_dataset_batch_size_and_collate_to_any_model(client: pl.Client) -> None:
     train, val = (TensorDataset(*map(torch.from_numpy, part)) for part in digits())
     fields = {"loss": torch.nn.functional.cross_entropy, "optimizer": partial(torch.optim.SGD, lr=0.1)}
-    given = pl.TrainSpec(
-        model=mlp(), train_data=DataLoader(train, 48, shuffle=True, drop_last=True), val_data=DataLoader(val, 10),
-        stop=pl.MaxEpochs(1), **fields,
-    )  # fmt: skip
+    fields |= {"model": mlp(), "stop": pl.MaxEpochs(1)}
+    loaders = DataLoader(train, 48, shuffle=True, drop_last=True), DataLoader(val, 10)
+    given = pl.TrainSpec(train_data=loaders[0], val_data=loaders[1], **fields)
     assert (given.batch_size, given.drop_last, given.collate) == (48, True, None)
     assert (given.train_data, given.val_data) == (train, val)
+    own, other = (lambda samples: torch.utils.data.default_collate(samples) for _ in range(2))
+    loaders = DataLoader(train, 48, shuffle=True, collate_fn=own), DataLoader(val, 10, collate_fn=own)
+    assert pl.TrainSpec(train_data=loaders[0], val_data=loaders[1], **fields).collate is own
+    with pytest.raises(pl.InvalidSpec, match="collate_fn"):
+        pl.TrainSpec(train_data=loaders[0], val_data=DataLoader(val, 10, collate_fn=other), **fields)
 
 
 def test_a_metric_that_validation_step_does_not_log_is_named(client: pl.Client) -> None:

@@ -204,3 +204,15 @@ def test_the_same_request_id_twice_is_one_script(client: pl.Client, tmp_path: Pa
     assert first.id == again.id
     assert first.wait(120) == "SUCCEEDED"
     assert whole_log(first) == "[1.0] once\n"
+
+
+def test_users_code_sees_no_secret_of_the_master_or_of_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PACELINE_TOKEN", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "a secret")
+    with running_master(tmp_path, cores=2) as client:
+        wait_until(lambda: len(client.nodes()) == 1)
+        found = client.call(lambda: dict(os.environ)).returned(timeout=120)[0]
+    assert [name for name in found if name.startswith(("PACELINE_", "RAY_"))] == ["PACELINE_REPORTS"]
+    assert "a secret" not in found.values()

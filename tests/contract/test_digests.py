@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,21 +170,43 @@ def test_a_different_seed_gives_a_different_model(client: pl.Client) -> None:
     assert one.digest != other.digest
 
 
-def test_exact_training_equals_an_ordinary_loop_over_the_whole_batch(client: pl.Client) -> None:
+def falling(seen: int, total: int) -> float:
+    return 1 - seen / total
+
+
+@pytest.mark.parametrize(("schedule", "clip"), [(None, None), (falling, None), (None, 0.05)])
+def test_exact_training_equals_an_ordinary_loop_over_the_whole_batch(
+    client: pl.Client, schedule: Callable[[int, int], float] | None, clip: float | None
+) -> None:
     from paceline.grid import Grid
 
     (x, y), _ = digits()
-    model = mlp()
+    model, seen = mlp(), 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     grid = Grid(len(x), 64, 8, False, 0)
     for step in range(grid.steps_per_epoch):
         index = np.concatenate([grid.cell_samples(step, cell) for cell in range(grid.num_cells(step))])
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(torch.tensor(x[index])), torch.tensor(y[index])).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if schedule is not None:
+            optimizer.param_groups[0]["lr"] = 0.1 * schedule(seen, len(x))
         optimizer.step()
-    trained = client.submit(spec(optimizer=partial(torch.optim.SGD, lr=0.1), workers=2)).result(timeout=60).state_dict
+        seen += len(index)
+    asked = {"lr_schedule": schedule, "clip_grad_norm": clip, "optimizer": partial(torch.optim.SGD, lr=0.1)}
+    trained = client.submit(spec(workers=2, **asked)).result(timeout=60).state_dict
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_each_option_that_should_changes_the_model(client: pl.Client) -> None:
+    changes: list[dict[str, Any]] = [
+        {}, {"lr_schedule": warmup}, {"clip_grad_norm": 0.05}, {"precision": "bf16-mixed"}, {"augment": augment},
+        {"drop_last": True}, {"microbatches": 4},
+    ]  # fmt: skip
+    found = results(client, [spec(**change) for change in changes])
+    assert len({result.digest for result in found}) == len(changes)
 
 
 def test_a_job_that_wall_time_ended_says_that_it_is_not_reproducible(client: pl.Client) -> None:

@@ -19,7 +19,7 @@ import paceline as pl
 from paceline.engine.copies import MEMORY, PREFIX
 from paceline.training.sharded.copies import PLAIN
 
-from helpers import running_master, wait_until
+from helpers import running_master, steps_of_the_last_attempt, wait_until
 from workloads import Cnn, Transformer, spec
 
 CLOSE = 2e-3
@@ -194,6 +194,9 @@ def test_a_checkpoint_is_cut_anew_for_more_and_for_fewer_workers(client: pl.Clie
         job.scale(workers)
         result = job.result(timeout=180)
         assert len(result.plan.workers) == workers
+        assert job.info()["attempt"] == 2
+        assert {event.kind for event in job.events()}.isdisjoint({"checkpoint_lost", "copies_lost"})
+        assert steps_of_the_last_attempt(job)[0] >= 10  # it went on from what was cut, not from the start
         assert_same_course(result, expected)
         assert result.step == expected.step
 

@@ -176,5 +176,6 @@ def test_fine_tuning_reaches_its_accuracy(machine: pl.Client, lora: bool) -> Non
     assert result.history[-1]["val_accuracy"] >= expected
     if lora:
         frozen = [name for name in result.state_dict if name.endswith("query.base_layer.weight")]
+        assert frozen
         before = fine_tune.spec_of(lora).model.state_dict()
         assert all(bool((before[name] == result.state_dict[name]).all()) for name in frozen)

@@ -6,9 +6,9 @@ import errno
 import hashlib
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,11 +92,9 @@ def test_a_blob_that_is_there_is_complete_at_once_and_never_written_again(blobs:
 
 
 def test_two_uploads_of_one_blob_at_once_make_one_whole_blob(blobs: Blobs, tmp_path: Path) -> None:
-    senders = [threading.Thread(target=send, args=(blobs, CONTENT, 64)) for _ in range(4)]
-    for sender in senders:
-        sender.start()
-    for sender in senders:
-        sender.join(60)
+    with ThreadPoolExecutor(4) as senders:
+        for sent in [senders.submit(send, blobs, CONTENT, 64) for _ in range(4)]:
+            sent.result(timeout=60)
     assert blobs.path(NAME).read_bytes() == CONTENT
     assert files(tmp_path) == [NAME]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from paceline.master.commands import Quarantine
 from paceline.master.events import CancelRequested
 from paceline.master.job import Job
 from paceline.master.states import Queued
@@ -270,6 +271,25 @@ def test_a_node_that_does_not_end_a_worker_is_given_up_so_that_its_job_waits_for
         await until(lambda: scene.cluster.linked("n0") is None)
         assert any(isinstance(message, StopWorkers) for message in sent)
         assert scene.cluster.workers == {}
+
+    scene.play(act)
+
+
+def test_other_jobs_leave_a_node_in_quarantine_and_none_starts_there(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    async def act() -> None:
+        scene.staff("n0", cores=2)
+        scene.serve()
+        jobs = [await scene.submit(name, stop=MaxTime(600)) for name in ("first", "second")]
+        await until(lambda: all(scene.store.job(job).state == "RUNNING" for job in jobs))
+        found = scene.controller._jobs[jobs[0]]
+        scene.controller._perform(found, Quarantine("n0", "it computes wrongly"))
+        scene.staff("n1", cores=2)
+        await until(lambda: {w.placement.node_id for w in scene.cluster.workers.values()} == {"n1"})
+        third = await scene.submit("third", stop=MaxTime(600))
+        await until(lambda: third in scene.controller.scheduler.waits)
+        assert all(worker.placement.node_id == "n1" for worker in scene.cluster.workers.values())
 
     scene.play(act)
 

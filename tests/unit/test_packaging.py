@@ -294,16 +294,20 @@ def test_nothing_is_unpickled_on_the_client(tmp_path: Path) -> None:
 
 
 def _unpicklers(path: Path) -> list[str]:
-    """Calls in this file that could open a pickle: `pickle.loads`, `torch.load` and their like."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    names = {"pickle", "cloudpickle", "torch", "joblib", "dill", "shelve", "marshal"}
-    return [
-        ast.unparse(call)
-        for call in calls
-        if isinstance(call, ast.Attribute)
-        and ast.unparse(call.value) in names
-        and call.attr in ("load", "loads", "Unpickler")
-    ]
+    """What in this file could open a pickle: `pickle.loads`, `torch.load` and their like, by whatever name."""
+    names, opens = (
+        {"pickle", "cloudpickle", "torch", "joblib", "dill", "shelve", "marshal"},
+        ("load", "loads", "Unpickler"),
+    )
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in names and node.attr in opens:
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.ImportFrom) and node.module in names:
+            found += [f"{node.module}.{imported.name}" for imported in node.names if imported.name in opens]
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            found.append(ast.unparse(node))
+    return found
 
 
 def test_one_file_unpickles_and_only_workers_use_it() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from paceline.master.__main__ import tokens
 from paceline.master.app import create_app, open_master
 from paceline.master.cluster import WorkerLink
 from paceline.master.committed import Training
@@ -203,3 +204,9 @@ def test_a_token_that_is_no_ascii_text_opens_nothing_beside_living_workers(http:
     answer = http.get("/jobs", headers={"Authorization": b"Bearer of-\xe4nn"})
     assert code(answer) == (401, "unauthorized")
     del master.cluster.workers["job", 1, 0]
+
+
+def test_a_folders_own_tokens_are_its_owners_to_read_and_stay_the_same(tmp_path: Path) -> None:
+    made = tokens(tmp_path)
+    assert tokens(tmp_path) == made
+    assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("tokens.json", 0o600)]

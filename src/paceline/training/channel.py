@@ -62,16 +62,18 @@ class Channel:
         late = threading.Timer(OPEN_WITHIN_S + CLOSED_WITHIN_S, _end_unheard, [env.master_url])
         late.daemon = True
         late.start()
-        self._socket: ClientConnection = connect(
-            url,
-            additional_headers={"Authorization": f"Bearer {env.secret}"},
-            max_size=MAX_MESSAGE_BYTES,
-            compression=None,
-            proxy=None,
-            open_timeout=OPEN_WITHIN_S,
-            **tls,
-        )
-        late.cancel()
+        try:
+            self._socket: ClientConnection = connect(
+                url,
+                additional_headers={"Authorization": f"Bearer {env.secret}"},
+                max_size=MAX_MESSAGE_BYTES,
+                compression=None,
+                proxy=None,
+                open_timeout=OPEN_WITHIN_S,
+                **tls,
+            )
+        finally:
+            late.cancel()
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     def _read(self) -> None:
