@@ -53,8 +53,9 @@ def links_of(cluster: EmulatedCluster, *names: str) -> dict[tuple[str, str], Lin
     return {link.ends: link for link in cluster.client.links(measure=names) if set(link.ends) <= set(names)}
 
 
-def test_a_host_of_a_quarter_of_a_core_measures_a_quarter_of_the_speed(speeds: dict[str, float]) -> None:
-    assert speeds["quarter"] / speeds["free"] == pytest.approx(0.25, rel=0.25)
+def test_a_host_of_a_quarter_of_a_core_measures_about_a_quarter_of_the_speed(speeds: dict[str, float]) -> None:
+    """Or less: a process that is stopped a hundred times a second finds its caches cold each time."""
+    assert 0.12 < speeds["quarter"] / speeds["free"] < 0.3
 
 
 def test_links_are_as_fast_as_they_were_made(hosts: EmulatedCluster, speeds: dict[str, float]) -> None:

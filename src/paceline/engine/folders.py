@@ -14,8 +14,10 @@ LOCK = "lock"
 def claim(folder: Path) -> IO[str]:
     """Make the folder this process's own; hold what is returned open. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / LOCK).open("w")
+    made = folder / f".{LOCK}"  # it has its name once it is held: another's sweep takes what is free
+    lock = made.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    made.rename(folder / LOCK)
     return lock
 
 
