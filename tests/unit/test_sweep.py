@@ -83,3 +83,15 @@ def test_a_dropped_checkpoint_that_another_job_has_too_stays(master: Master) -> 
     job(master, "twin", checkpoint=shared)
     master.controller._discard({shared, own})
     assert [path.name for path in master.blobs.folder.iterdir()] == [shared]
+
+
+def test_a_sweep_makes_room_before_it_writes_anything(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+    job(master, "old", model=blob(master, "old", 900), ended_days=UNDELIVERED_DAYS + 1)
+
+    def full(_: str) -> None:
+        raise OSError("the jobs' logs can't be written: database or disk is full")
+
+    monkeypatch.setattr(master.logs, "forget", full)
+    with pytest.raises(OSError, match="disk is full"):
+        sweep(master, NOW)
+    assert list(master.blobs.folder.iterdir()) == []

@@ -48,6 +48,7 @@ def test_a_master_whose_certificate_is_not_trusted_is_told_from_one_that_is_not_
     assert "--ca" in caught.value.remedy
 
 
+@contextlib.contextmanager
 def served(made: Certificate) -> Iterator[str]:
     """The address of a TLS server with this certificate; what dials it may break off."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -65,7 +66,7 @@ def test_agents_and_workers_send_no_secret_to_a_master_whose_certificate_is_anot
         (tmp_path / name).mkdir()
     theirs, ours = (make_certificate("127.0.0.1", tmp_path / name) for name in ("theirs", "ours"))
     fields = dict.fromkeys(("cache", "scratch", "job", "copies", "log"), "")
-    with contextlib.contextmanager(served)(theirs) as url:
+    with served(theirs) as url:
         env = WorkerEnv(
             master_url=url, job_id="job", attempt=1, rank=0, secret="s", threads=1, device="cpu", address="127.0.0.1",
             shared=[], ca=str(ours.cert), **fields,

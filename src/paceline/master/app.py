@@ -111,12 +111,11 @@ async def sweep_forever(master: Master) -> None:
 def sweep(master: Master, now: float) -> int:
     """Forget expired models and logs, and delete blobs that no job needs; return the bytes that these freed."""
     rows = master.store.jobs()
+    freed = master.blobs.keep_only(retention.blobs_in_use(rows, now), before=now - retention.DAY_S)
+    # after the blobs: with a full disk nothing can be written before these make room
     for row in rows:
         if retention.is_over(row, now):
             master.logs.forget(row.id)
-    gone = retention.expired(rows, now)
-    kept = retention.blobs_in_use(master.store.jobs(ended_after=now - retention.LONGEST_S), now)
-    freed = master.blobs.keep_only(kept, before=now - retention.DAY_S)
-    for row in gone:  # after the blobs: with a full disk nothing can be written before these make room
+    for row in retention.expired(rows, now):
         master.store.forget_model(row.id)
     return freed

@@ -13,6 +13,7 @@ from paceline.master.members import FIRST_ROUNDS, asked
 from paceline.master.states import Running
 from paceline.messages.to_worker import EvaluateRound, SaveRound
 
+TICK_S = 1.0  # so often hangs are looked for
 FACTOR = 20.0
 STEP_LEAST_S = 10.0
 EVALUATION_LEAST_S = 30.0
@@ -39,6 +40,14 @@ def hung(state: Running, now: float) -> Mapping[int, str]:
             doing = worker.phase or "its work"
             found[rank] = f"it has made no progress in {doing} for more than {still:.0f} s; {at}"
     return found
+
+
+def overslept(looked_at: float, now: float) -> float:
+    """Seconds that this master missed since it last looked: its disk was full, or it was stopped.
+
+    What workers said meanwhile is still to be read.
+    """
+    return max(0.0, now - looked_at - 2 * TICK_S)
 
 
 def still_bound(state: Running, phase: str) -> float:

@@ -83,9 +83,12 @@ class Logs:
         return freed
 
     def forget(self, job_id: str) -> None:
-        """Remove what a job printed."""
-        with self._lock:
-            self._db.execute("DELETE FROM pieces WHERE job = ?", (job_id,))
+        """Remove what a job printed. Raises OSError where it can't be written."""
+        try:
+            with self._lock:
+                self._db.execute("DELETE FROM pieces WHERE job = ?", (job_id,))
+        except sqlite3.OperationalError as error:
+            raise OSError(f"the jobs' logs can't be written: {error}") from error
 
     def page(self, job_id: str, after: int, rank: int | None = None) -> tuple[str, int]:
         """(some text, where it ends): what came after a place, 0 for the first; the same place where there is no more.

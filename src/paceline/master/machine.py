@@ -139,11 +139,9 @@ def _start_over(job: Job, reason: str, now: float) -> Outcome:
 
 def _watch(job: Job, state: Running, now: float) -> Outcome:
     """Once a second: end members that hang. Their loss then comes back as an event, like any other."""
-    again = SetTimer(starting.TICK_S, Tick(job.attempt))
+    again = SetTimer(hangs.TICK_S, Tick(job.attempt))
     commands: list[Command] = []
-    # this master's disk was full, or it was stopped: what members said meanwhile is still to be read
-    overslept = max(0.0, now - max(state.looked_at, state.since) - 2 * starting.TICK_S)
-    state = replace(members.excused(state, overslept), looked_at=now)
+    state = replace(members.excused(state, hangs.overslept(state.looked_at, now)), looked_at=now)
     job = replace(job, state=state)
     for rank, how in hangs.hung(state, now).items():
         commands.append(StopWorkers(job.attempt, (rank,)))

@@ -111,7 +111,7 @@ class Scheduler:
         Nothing is measured for it. Raises Unplaceable.
         """
         nodes, known = self._cluster.nodes(), self._knowledge.of(submission)
-        submission = decided(nodes, submission, known)
+        submission = await asyncio.to_thread(decided, nodes, submission, known)
         options = submission.options
         newcomer = WaitingJob("", user, options.priority, 0.0, options.threads)
         jobs: dict[str, AnyJob] = {**self._jobs, "": Job(id="", submission=submission)}

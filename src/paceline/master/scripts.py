@@ -30,6 +30,7 @@ from paceline.master.events import (
     Tick,
     Unplaced,
 )
+from paceline.master.hangs import TICK_S, overslept
 from paceline.master.members import named
 from paceline.master.scriptends import ask_to_end, cancel, conclude, ending, lost, recover, save, saving, wrote
 from paceline.master.scriptstates import (
@@ -62,7 +63,6 @@ from paceline.script import ScriptSubmission
 SETUP_BOUND_S = 1800.0  # requirements are installed in it
 FAILURES = "failures"
 FAILURES_GRACE_S = 1.0  # who failed first may be heard last
-TICK_S = 1.0
 SEEN_WITHIN_S = 8.0  # progress is seen by its worker in windows of five seconds, and told with the next beat
 NAMED_RANKS = 8
 
@@ -195,8 +195,8 @@ def _failed(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
 def _look(job: ScriptJob, state: ScriptRunning, now: float) -> ScriptOutcome:
     """Once a second: whether no rank has made any progress for too long. One that waits for another is not at fault."""
     bound = job.submission.options.hang_timeout
-    overslept = max(0.0, now - state.looked_at - 2 * TICK_S)  # this master did: its disk was full, or it was stopped
-    state = replace(state, looked_at=now, moved_at=min(now, state.moved_at + overslept))
+    moved_at = min(now, state.moved_at + overslept(state.looked_at, now))
+    state = replace(state, looked_at=now, moved_at=moved_at)
     if bound is None or not state.live or now - state.moved_at <= bound + SEEN_WITHIN_S:
         return replace(job, state=state), [SetTimer(TICK_S, Tick(job.attempt))]
     names = [named(state.plan.workers[rank]) for rank in state.live]

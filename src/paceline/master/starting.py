@@ -11,6 +11,7 @@ from paceline.master.commands import Command, Record, Send, SetTimer, StartWorke
 from paceline.master.committed import Checkpoint
 from paceline.master.ends import end, fall_back, recover, state_record
 from paceline.master.events import Late, Planned, Tick
+from paceline.master.hangs import TICK_S
 from paceline.master.job import Job, Live, Outcome
 from paceline.master.orders import advance
 from paceline.master.shown import Shown
@@ -20,7 +21,6 @@ from paceline.messages.to_worker import Group, Setup
 from paceline.plan import Placement, Plan
 
 SETUP_BOUND_S = 900.0
-TICK_S = 1.0
 SETUP = "setup"
 
 Building = Mapping[int, tuple[Placement, str]]
@@ -129,6 +129,7 @@ def _begin(job: Job, state: Starting, ready: Ready, now: float) -> Outcome:
         group=Group(key="", host="", port=0, members=(), shares=()),
         since=now,
         checkpointed_at=now,
+        looked_at=now,
         target=max(len(ranks), state.plan.most_workers),
         next_rank=len(ranks),
         shown=Shown(enough=len(ranks)),

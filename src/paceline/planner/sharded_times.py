@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from paceline.errors import Unplaceable
 from paceline.plan import Prediction, Sharding
@@ -26,7 +25,7 @@ def predict_sharded(
     On the CPU the gathers and the computing take turns. Between GPUs they go on at once, but for the first unit's.
     """
     options = work.options.model_copy(update={"microbatches": sharding.microbatches})
-    cut = replace(work, options=options)
+    cut = work.asked(options)
     crew, world = crew_of(cut, slots), len(slots)
     passes = -(-sharding.microbatches // world)
     pass_s = max(crew.cell_s) * (1 + FORWARD_PART if sharding.recompute else 1)
